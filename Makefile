@@ -1,0 +1,34 @@
+# Two commands for a newcomer: `make run` and `make test`. Everything lives in .venv.
+PYTHON ?= python3
+PROMPT ?= The most beautiful thing about the sea is
+NODES ?= 3
+BIN := .venv/bin
+
+.PHONY: install dev run test lint clean
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Unisono needs Python 3.11 or newer; found $$($(PYTHON) --version). Try make PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: .venv/installed  ## prepare .venv for use
+
+dev: .venv/installed-dev  ## prepare .venv for development
+
+run: .venv/installed  ## a local network answers PROMPT over NODES nodes, and the receipt is checked
+	@$(BIN)/unisono run --nodes $(NODES) "$(PROMPT)"
+
+test: .venv/installed-dev  ## the test suite
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/installed-dev  ## style, types, direction of imports
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/lint-imports
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,139 @@
+"""The vocabulary that every layer shares.
+
+Values here cross process boundaries or are hashed, so they are frozen, hold
+integers instead of floats, and have one canonical encoding (`canonical`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NewType
+
+import msgspec
+
+from unisono.errors import ConfigurationError
+
+NodeId = NewType("NodeId", str)
+"""64 lowercase hex digits: the node's ed25519 public key."""
+
+ModelId = NewType("ModelId", str)
+"""64 lowercase hex digits: SHA-256 of the model's manifest."""
+
+SessionId = NewType("SessionId", str)
+"""32 lowercase hex digits, drawn at random by the gateway for one attempt at one request."""
+
+Q16 = 1 << 16
+"""The unit of fixed-point numbers with 16 fraction bits."""
+
+
+class LayerRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, order=True):
+    """A contiguous block of decoder layers, `start` included, `stop` excluded."""
+
+    start: int
+    stop: int
+
+    def __str__(self) -> str:
+        return f"{self.start}:{self.stop}"
+
+    @property
+    def count(self) -> int:
+        """How many layers the block has."""
+        return self.stop - self.start
+
+
+class PeerAddress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a peer can be reached, and the key it must prove there.
+
+    Written `TRANSPORT://NODE_ID@HOST:PORT[,HOST:PORT…]`.
+    """
+
+    node: NodeId
+    transport: str
+    addresses: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.transport}://{self.node}@{','.join(self.addresses)}"
+
+    @classmethod
+    def parse(cls, text: str) -> PeerAddress:
+        """Read the written form.
+
+        Raises:
+            ConfigurationError: the text is not such an address.
+        """
+        transport, found, rest = text.partition("://")
+        node, at, addresses = rest.partition("@")
+        if not (found and at and addresses and is_hex(node, 32)):
+            raise ConfigurationError(
+                f"'{text}' is not a peer address: expected TRANSPORT://NODE_ID@HOST:PORT "
+                "with a node id of 64 hex digits; copy the line that the other node printed"
+            )
+        return cls(NodeId(node), transport, tuple(addresses.split(",")))
+
+
+class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the next token is chosen. Every fraction is an integer with 16 fraction bits."""
+
+    temperature: int = 0
+    """0 is greedy."""
+    top_k: int = 0
+    """0 is off."""
+    top_p: int = Q16
+    min_p: int = 0
+    repetition_penalty: int = Q16
+    presence_penalty: int = 0
+    frequency_penalty: int = 0
+    logit_bias: tuple[tuple[int, int], ...] = ()
+    """(token id, bias) pairs, ascending by id."""
+    seed: int = 0
+    """Unsigned, 63 bits."""
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The canonical request: everything that determines the tokens of the answer."""
+
+    model: ModelId
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling = Sampling()
+    stop_tokens: tuple[int, ...] = ()
+    """Token ids that end the answer (end of text, end of turn)."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the answer."""
+
+
+class SampledToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One token of an answer, as the last hop sends it."""
+
+    position: int
+    """Absolute position of this token in the sequence (the prompt starts at 0)."""
+    token: int
+    logprob: int = 0
+    """Natural-log probability before any filter, 16 fraction bits."""
+    top: tuple[tuple[int, int], ...] = ()
+    """(token id, log probability) of the likeliest tokens, if they were asked for."""
+
+
+def is_hex(text: str, size: int) -> bool:
+    """Whether `text` is exactly `size` bytes as lowercase hex digits."""
+    return len(text) == 2 * size and not set(text) - set("0123456789abcdef")
+
+
+def canonical(value: object) -> bytes:
+    """The one encoding that is hashed and signed: MessagePack, struct fields by name in the
+    order of their declaration, integers in their shortest form, no floats."""
+    return msgspec.msgpack.encode(value)
+
+
+def digest(domain: str, *parts: bytes) -> bytes:
+    """SHA-256 of the parts, each with its length before it, under a domain string."""
+    state = hashlib.sha256(b"unisono/" + domain.encode() + b"\0")
+    for part in parts:
+        state.update(len(part).to_bytes(8, "little"))
+        state.update(part)
+    return state.digest()
+
+
+def request_hash(request: GenerationRequest) -> str:
+    """64 hex digits that name the canonical request; every hop signs it."""
+    return digest("request/1", canonical(request)).hex()

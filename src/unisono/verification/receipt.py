@@ -1,0 +1,84 @@
+"""The receipt: what was asked, what was answered, and who vouches for which part."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+
+import msgspec
+
+from unisono.errors import ReceiptError
+from unisono.types import GenerationRequest, NodeId, canonical, digest
+from unisono.wire.claims import HopClaim
+from unisono.wire.identity import Identity, verify_signature
+
+VERSION = 1
+MAX_BYTES = 16 << 20
+
+
+class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Sent with every answer; `unisono verify` replays it alone."""
+
+    version: int
+    request: GenerationRequest
+    tokens: tuple[int, ...]
+    finish_reason: str
+    """`stop` (a stop token or string), `length`, or `cancelled`."""
+    hops: tuple[HopClaim, ...]
+    gateway: NodeId
+    created: int
+    """Unix seconds."""
+    elapsed_us: int
+    """From the start of decoding to the last token."""
+    first_token_us: int
+    attempts: int
+    """Chains that were tried; more than one means that a hop was replaced."""
+    signature: bytes = b""
+
+    @property
+    def id(self) -> str:
+        """32 hex digits, derived from the contents."""
+        return hashlib.sha256(self.signed_bytes() + self.signature).hexdigest()[:32]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decoding speed, the first token left out."""
+        if len(self.tokens) < 2 or self.elapsed_us <= 0:
+            return 0.0
+        return (len(self.tokens) - 1) * 1e6 / self.elapsed_us
+
+    def signed_bytes(self) -> bytes:
+        """What the gateway's signature covers: everything else."""
+        return digest("receipt/1", canonical(msgspec.structs.replace(self, signature=b"")))
+
+    def signed_by(self, identity: Identity) -> Receipt:
+        """The same receipt with the gateway's signature."""
+        return msgspec.structs.replace(self, signature=identity.sign(self.signed_bytes()))
+
+    def signature_is_good(self) -> bool:
+        """Whether the gateway that the receipt names signed these contents."""
+        return verify_signature(self.gateway, self.signed_bytes(), self.signature)
+
+
+def to_json(receipt: Receipt) -> bytes:
+    """The form that is served and stored: JSON, bytes as base64."""
+    return msgspec.json.encode(receipt)
+
+
+def from_json(data: bytes) -> Receipt:
+    """Read a receipt strictly.
+
+    Raises:
+        ReceiptError: not a receipt, or one of another version, or too large.
+    """
+    if len(data) > MAX_BYTES:
+        raise ReceiptError(f"the receipt is larger than {MAX_BYTES >> 20} MiB")
+    try:
+        receipt = msgspec.json.decode(data, type=Receipt)
+    except (msgspec.DecodeError, UnicodeDecodeError, base64.binascii.Error) as error:
+        raise ReceiptError(f"not a receipt: {error}") from error
+    if receipt.version != VERSION:
+        raise ReceiptError(
+            f"the receipt has version {receipt.version}; this program reads version {VERSION}"
+        )
+    return receipt

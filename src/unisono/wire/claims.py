@@ -1,0 +1,61 @@
+"""What a hop signs about its part of an answer."""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from unisono.types import LayerRange, ModelId, NodeId, SessionId, canonical, digest
+
+TAG_BYTES = 3
+"""Bytes of a row's hash that a claim carries to locate a difference; the root proves it."""
+
+
+class HopClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A hop's signed statement: these rows came in, these went out.
+
+    Rows are hashed in their canonical encoding (`wire.rows`), one SHA-256 per position,
+    folded by `rows_root`. The first hop's rows in are token ids.
+    """
+
+    session: SessionId
+    request: str
+    gateway: NodeId
+    model: ModelId
+    node: NodeId
+    hop: int
+    layers: LayerRange
+    positions: int
+    """How many positions the claim covers, from 0."""
+    rows_in: str
+    rows_out: str
+    out_tags: bytes
+    """`TAG_BYTES` of each row out's hash."""
+    tokens: str
+    """Of the last hop: `tokens_root` of the sampled tokens; empty for others."""
+    signature: bytes = b""
+
+    def signed_bytes(self) -> bytes:
+        """What the signature covers: everything else."""
+        return digest("claim/1", canonical(msgspec.structs.replace(self, signature=b"")))
+
+
+def row_hash(encoded: bytes | memoryview) -> bytes:
+    """SHA-256 of one row in its canonical encoding."""
+    return hashlib.sha256(encoded).digest()
+
+
+def rows_root(hashes: list[bytes]) -> str:
+    """Fold the row hashes of positions 0, 1, … into one."""
+    return digest("rows/1", b"".join(hashes)).hex()
+
+
+def tokens_root(tokens: tuple[int, ...] | list[int]) -> str:
+    """Hash of a sequence of token ids."""
+    return digest("tokens/1", b"".join(t.to_bytes(4, "little") for t in tokens)).hex()
+
+
+def token_hash(token: int) -> bytes:
+    """Hash of the first hop's row in: one token id, little-endian, 4 bytes."""
+    return row_hash(token.to_bytes(4, "little"))
