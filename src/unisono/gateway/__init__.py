@@ -1,0 +1,23 @@
+"""The front door: an OpenAI-compatible HTTP interface over a network of nodes.
+
+A composer makes a `GatewayService`, wraps it with `create_app`, and runs that with `serve`.
+"""
+
+from unisono.gateway.app import create_app
+from unisono.gateway.metrics import GatewayMetrics
+from unisono.gateway.receipts import ReceiptStore
+from unisono.gateway.served import ServedModel
+from unisono.gateway.server import GatewayServer, serve
+from unisono.gateway.service import GatewayService
+from unisono.gateway.settings import GatewaySettings
+
+__all__ = [
+    "GatewayMetrics",
+    "GatewayServer",
+    "GatewayService",
+    "GatewaySettings",
+    "ReceiptStore",
+    "ServedModel",
+    "create_app",
+    "serve",
+]

@@ -89,8 +89,8 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if self.vocabulary_size > 1 << 20:
             raise UnsupportedModel("vocabularies above 1,048,576 tokens are not supported")
-        if self.context_length > 1 << 20:
-            raise UnsupportedModel("contexts above 1,048,576 positions are not supported")
+        if self.context_length > 1 << 18:
+            raise UnsupportedModel("contexts above 262,144 positions are not supported")
 
 
 def tensor_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:

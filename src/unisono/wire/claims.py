@@ -7,6 +7,7 @@ import hashlib
 import msgspec
 
 from unisono.types import LayerRange, ModelId, NodeId, SessionId, canonical, digest
+from unisono.wire.identity import Identity, verify_signature
 
 TAG_BYTES = 3
 """Bytes of a row's hash that a claim carries to locate a difference; the root proves it."""
@@ -39,6 +40,14 @@ class HopClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def signed_bytes(self) -> bytes:
         """What the signature covers: everything else."""
         return digest("claim/1", canonical(msgspec.structs.replace(self, signature=b"")))
+
+    def signed_by(self, identity: Identity) -> HopClaim:
+        """The same claim with the hop's signature."""
+        return msgspec.structs.replace(self, signature=identity.sign(self.signed_bytes()))
+
+    def signature_is_good(self) -> bool:
+        """Whether the node that the claim names signed these contents."""
+        return verify_signature(self.node, self.signed_bytes(), self.signature)
 
 
 def row_hash(encoded: bytes | memoryview) -> bytes:

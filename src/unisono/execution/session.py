@@ -1,0 +1,119 @@
+"""One session on one hop: its place in the chain, its cache, and the hashes it will sign."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from unisono.errors import PeerCheating, PeerRefused
+from unisono.execution.engine import Draw, StepResult
+from unisono.models.cache import SessionCache
+from unisono.types import NodeId
+from unisono.wire.claims import TAG_BYTES, HopClaim, rows_root, token_hash, tokens_root
+from unisono.wire.identity import Identity
+from unisono.wire.messages import Open
+from unisono.wire.transports.base import Stream
+
+
+class HopSession:
+    """State only; `execution.worker` moves the bytes."""
+
+    def __init__(self, opened: Open, tokens: Sequence[int], cache: SessionCache) -> None:
+        self.opened = opened
+        self.cache = cache
+        self.tokens = list(tokens)
+        """Prompt and answer so far, on the first and the last hop."""
+        self.in_hashes: list[bytes] = []
+        self.out_hashes: list[bytes] = []
+        self.arrived: asyncio.Queue[int] = asyncio.Queue()
+        """Tokens that the last hop sent back, on the first hop."""
+        self.next: Stream | None = None
+        self.attached: set[str] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_first(self) -> bool:
+        return self.opened.hop == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.opened.hop == self.opened.hops - 1
+
+    @property
+    def generated(self) -> tuple[int, ...]:
+        """The answer so far, on the first and the last hop."""
+        return tuple(self.tokens[self.opened.prompt :])
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer is complete: a stop token, or as many tokens as were asked for."""
+        answer = self.tokens[self.opened.prompt :]
+        if len(answer) >= self.opened.max_tokens:
+            return True
+        return len(self.tokens) > self.opened.start and answer[-1] in self.opened.stop_tokens
+
+    def draw_after(self, position: int) -> Draw | None:
+        """What to sample after the row at `position`: only the row of the last known token."""
+        if not self.is_last or position != len(self.tokens) - 1:
+            return None
+        return Draw(
+            self.opened.sampling,
+            tuple(self.tokens[: self.opened.prompt]),
+            self.generated,
+            self.opened.top_logprobs,
+        )
+
+    def check_rows(self, position: int, count: int) -> None:
+        """Rows must come once and in order, and never before their token is known.
+
+        Raises:
+            PeerCheating: they do not.
+        """
+        if position != len(self.in_hashes):
+            raise PeerCheating(
+                f"rows from position {position} came when position {len(self.in_hashes)} was next"
+            )
+        if position + count > self.opened.positions:
+            raise PeerCheating(
+                f"rows up to position {position + count - 1} in a session of "
+                f"{self.opened.positions} positions"
+            )
+        if self.is_last and position + count > len(self.tokens):
+            raise PeerCheating(f"a row came for position {position + count - 1} before its token")
+
+    def record_tokens(self, tokens: Sequence[int], result: StepResult) -> None:
+        """Remember what a step of the first hop took in and gave out."""
+        self.in_hashes += [token_hash(t) for t in tokens]
+        self.out_hashes += result.hashes
+
+    def claim(self, tokens: int, node: NodeId, identity: Identity) -> HopClaim:
+        """Sign the part of the answer that ends with its `tokens`-th token.
+
+        Raises:
+            PeerRefused: this hop has not computed that far.
+        """
+        positions = self.opened.prompt + tokens - 1
+        if tokens < 1 or positions > len(self.out_hashes):
+            raise PeerRefused(
+                f"{tokens} tokens need {positions} positions; {len(self.out_hashes)} are computed",
+                code="not_computed",
+            )
+        out = self.out_hashes[:positions]
+        answer = self.generated[:tokens]
+        if self.is_last and len(answer) < tokens:
+            raise PeerRefused(f"only {len(answer)} tokens were sampled", code="not_computed")
+        unsigned = HopClaim(
+            session=self.opened.session,
+            request=self.opened.request_hash,
+            gateway=self.opened.gateway,
+            model=self.opened.model,
+            node=node,
+            hop=self.opened.hop,
+            layers=self.opened.layers,
+            positions=positions,
+            rows_in=rows_root(self.in_hashes[:positions]),
+            rows_out=rows_root(out),
+            out_tags=b"".join(h[:TAG_BYTES] for h in out),
+            tokens=tokens_root(answer) if self.is_last else "",
+        )
+        return unsigned.signed_by(identity)

@@ -1,0 +1,171 @@
+"""Receipts at rest: a SQLite file that forgets the oldest."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from unisono.clock import Clock, SystemClock
+from unisono.errors import ConfigurationError, ReceiptError
+from unisono.verification.receipt import Receipt, to_json
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS receipts (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    stored INTEGER NOT NULL,
+    json BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS receipts_stored ON receipts (stored);
+"""
+DAY = 86_400
+
+Result = TypeVar("Result")
+
+
+class ReceiptStore:
+    """Keeps receipts by id, up to a number and an age, across restarts.
+
+    One thread owns the connection: SQLite has one writer anyway, and the event loop never
+    waits for a disk. A receipt holds the prompt's tokens, so the file is for its owner only.
+    """
+
+    def __init__(
+        self,
+        path: Path | str | None,
+        *,
+        max_count: int = 100_000,
+        max_age_seconds: int = 30 * DAY,
+        clock: Clock | None = None,
+    ) -> None:
+        """Open the file at `path`, or make it; None keeps receipts in memory.
+
+        Raises:
+            ConfigurationError: the file cannot be used, or was written by another version.
+        """
+        if max_count < 1 or max_age_seconds < 1:
+            raise ConfigurationError("a receipt store keeps at least one receipt for one second")
+        self._max_count = max_count
+        self._max_age = max_age_seconds
+        self._clock = clock or SystemClock()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="receipts")
+        self._closed = False
+        self._count = 0
+        try:
+            self._database = self._thread.submit(_open, path).result()
+            self._thread.submit(self._recount).result()
+        except (sqlite3.Error, OSError) as error:
+            self._thread.shutdown()
+            raise ConfigurationError(
+                f"cannot keep receipts in {path}: {error}; name a file that this user may "
+                "write and that no other program uses"
+            ) from error
+        except ConfigurationError:
+            self._thread.shutdown()
+            raise
+
+    @property
+    def count(self) -> int:
+        """How many receipts are stored."""
+        return self._count
+
+    async def put(self, receipt: Receipt) -> str:
+        """Store a receipt and return its id, once it will survive the end of this process.
+
+        Raises:
+            ReceiptError: the file cannot be written, or the store is closed.
+        """
+        data, name = to_json(receipt), receipt.id
+
+        def write() -> None:
+            with self._database as database:
+                added = database.execute(
+                    "INSERT OR IGNORE INTO receipts (id, stored, json) VALUES (?, ?, ?)",
+                    (name, int(self._clock.now()), data),
+                ).rowcount
+                self._prune(self._count + added)
+
+        await self._run(write)
+        return name
+
+    async def get(self, name: str) -> bytes | None:
+        """The JSON of the receipt with this id, or None if it is unknown or forgotten.
+
+        Raises:
+            ReceiptError: the file cannot be read, or the store is closed.
+        """
+
+        def read() -> bytes | None:
+            row = self._database.execute(
+                "SELECT json FROM receipts WHERE id = ? AND stored >= ?",
+                (name, int(self._clock.now()) - self._max_age),
+            ).fetchone()
+            return None if row is None else bytes(row[0])
+
+        return await self._run(read)
+
+    def close(self) -> None:
+        """Finish what is being written and close the file; idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._thread.submit(self._database.close).result()
+            self._thread.shutdown()
+
+    def _recount(self) -> None:
+        with self._database as database:
+            self._prune(database.execute("SELECT count(*) FROM receipts").fetchone()[0])
+
+    def _prune(self, count: int) -> None:
+        """Forget what is too old or too much of `count` receipts. Only the thread may count."""
+        count -= self._database.execute(
+            "DELETE FROM receipts WHERE stored < ?", (int(self._clock.now()) - self._max_age,)
+        ).rowcount
+        if count > self._max_count:
+            count -= self._database.execute(
+                "DELETE FROM receipts WHERE number IN "
+                "(SELECT number FROM receipts ORDER BY number LIMIT ?)",
+                (count - self._max_count,),
+            ).rowcount
+        self._count = count
+
+    async def _run(self, work: Callable[[], Result]) -> Result:
+        if self._closed:
+            raise ReceiptError("the receipt store is closed")
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except sqlite3.Error as error:
+            raise ReceiptError(f"the receipt store failed: {error}; is its disk full?") from error
+
+
+def _open(path: Path | str | None) -> sqlite3.Connection:
+    if path is not None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Before SQLite makes it with the mode of every other file; its log inherits the mode.
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    database = sqlite3.connect(":memory:" if path is None else path)
+    try:
+        database.execute("PRAGMA journal_mode = WAL")
+        # In WAL mode a power cut may take the last receipts, and never harms the file.
+        database.execute("PRAGMA synchronous = NORMAL")
+        version = int(database.execute("PRAGMA user_version").fetchone()[0])
+        if version not in (0, SCHEMA_VERSION):
+            raise ConfigurationError(
+                f"{path} was written by another version of the receipt store ({version}); this "
+                f"program reads version {SCHEMA_VERSION}: move the file away to start a new one"
+            )
+        database.executescript(SCHEMA)
+        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        database.commit()
+    except BaseException:
+        database.close()
+        raise
+    return database

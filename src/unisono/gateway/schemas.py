@@ -1,0 +1,181 @@
+"""OpenAI's objects: what clients send and what they get back.
+
+Fields that a client may leave out it may also send as null; unknown fields are ignored
+here, and `requests` refuses those that would change the answer's meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    include_usage: bool | None = None
+
+
+class AskedSampling(msgspec.Struct, frozen=True, kw_only=True):
+    """What chat and text completions have in common."""
+
+    model: str
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: str | list[str] | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    ignore_eos: bool | None = None
+    """Generate up to `max_tokens` whatever the model says: for benchmarks."""
+
+
+class ContentPart(msgspec.Struct, frozen=True):
+    type: str
+    text: str | None = None
+
+
+class ChatMessage(msgspec.Struct, frozen=True):
+    role: str
+    content: str | list[ContentPart] | None = None
+    tool_calls: list[Any] | None = None
+
+
+class ChatAsked(AskedSampling, frozen=True, kw_only=True):
+    """The body of `POST /v1/chat/completions`."""
+
+    messages: list[ChatMessage]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+
+class TextAsked(AskedSampling, frozen=True, kw_only=True):
+    """The body of `POST /v1/completions`."""
+
+    prompt: str | list[Any]
+    """Text, texts, token ids, or lists of token ids."""
+    logprobs: int | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Token counts. Those of the answer are the tokens that its receipts list."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class WholeNote(msgspec.Struct, frozen=True):
+    """Ours: one receipt id per choice, null where the hops did not sign."""
+
+    receipts: list[str | None]
+
+
+class ChunkNote(msgspec.Struct, frozen=True):
+    """Ours: the receipt id of the choice that a chunk ends, null if the hops did not sign."""
+
+    receipt: str | None
+
+
+class TopLogprob(msgspec.Struct, frozen=True):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct, frozen=True):
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class TextLogprobs(msgspec.Struct, frozen=True):
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None
+    text_offset: list[int]
+
+
+class AssistantMessage(msgspec.Struct, frozen=True):
+    content: str
+    role: str = "assistant"
+    refusal: None = None
+
+
+class ChatChoice(msgspec.Struct, frozen=True):
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str
+
+
+class ChatDelta(msgspec.Struct, frozen=True):
+    role: str | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChatChunkChoice(msgspec.Struct, frozen=True):
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+
+
+class TextChoice(msgspec.Struct, frozen=True):
+    index: int
+    text: str
+    logprobs: TextLogprobs | None = None
+    finish_reason: str | None = None
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole answer or a chunk of one: `object` says which, and so the type of the choices."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: Sequence[ChatChoice | ChatChunkChoice | TextChoice]
+    system_fingerprint: str
+    """The model id: the same fingerprint, request and seed give the same tokens."""
+    usage: Usage | UnsetType | None = UNSET
+    unisono: WholeNote | ChunkNote | UnsetType = UNSET
+
+
+class ModelCard(msgspec.Struct, frozen=True):
+    id: str
+    created: int
+    context_length: int
+    aliases: tuple[str, ...]
+    model_hash: str
+    object: str = "model"
+    owned_by: str = "unisono"
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    data: list[ModelCard]
+    object: str = "list"
+
+
+class Listing(msgspec.Struct, frozen=True):
+    data: list[Any]
+    object: str = "list"

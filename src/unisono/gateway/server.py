@@ -1,0 +1,100 @@
+"""Runs the application with uvicorn inside an event loop that has other work to do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import socket
+from collections.abc import Generator
+
+import uvicorn
+from fastapi import FastAPI
+
+from unisono.errors import ConfigurationError
+from unisono.gateway.service import GatewayService
+
+FORCE_SECONDS = 5
+"""How long a connection may take to close once its answer was ended."""
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn server that leaves signals alone and tells when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Signals belong to the program that composes the gateway, not to its web server."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+
+class GatewayServer:
+    """A gateway that listens. Made by `serve`."""
+
+    def __init__(
+        self, app: FastAPI, server: _Server, task: asyncio.Task[None], host: str, port: int
+    ) -> None:
+        self._service: GatewayService = app.state.gateway
+        self._server = server
+        self._task = task
+        self.host = host
+        self.port = port
+        """The port that is bound, also if 0 was asked for."""
+
+    @property
+    def url(self) -> str:
+        """Without a path: OpenAI's clients want `url + "/v1"`."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    async def wait(self) -> None:
+        """Until the server has stopped."""
+        await asyncio.wait({self._task})
+
+    async def close(self, grace_seconds: float = 5.0) -> None:
+        """Stop listening, let running answers end within the grace, then end the others.
+
+        A stream that is ended gets an error event first, so its client knows. Idempotent.
+        """
+        # What uvicorn does last: cancel requests whose clients do not read their ending.
+        self._server.config.timeout_graceful_shutdown = math.ceil(grace_seconds + FORCE_SECONDS)
+        self._server.should_exit = True
+        if grace_seconds > 0:
+            await asyncio.wait({self._task}, timeout=grace_seconds)
+        self._service.closing.set()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+async def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> GatewayServer:
+    """Start to serve `app` (of `create_app`) and return when it listens. Port 0 picks a free one.
+
+    Raises:
+        ConfigurationError: the address cannot be bound.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; choose another "
+            "port or stop the program that has it"
+        ) from error
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="off", server_header=False
+    )
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    listening = asyncio.create_task(server.listening.wait())
+    await asyncio.wait({task, listening}, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        listening.cancel()
+        listener.close()
+        task.result()
+    return GatewayServer(app, server, task, host, listener.getsockname()[1])

@@ -1,0 +1,393 @@
+"""Frames: everything honest survives the trip, everything else is refused in one way."""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unisono.errors import PeerCheating
+from unisono.types import (
+    LayerRange,
+    ModelId,
+    NodeId,
+    PeerAddress,
+    SampledToken,
+    Sampling,
+    SessionId,
+)
+from unisono.wire.claims import HopClaim
+from unisono.wire.frames import (
+    FRAME_PREFIX,
+    MAX_BODY,
+    MAX_HEADER,
+    decode_frame,
+    encode_frame,
+    frame_size,
+)
+from unisono.wire.identity import Identity
+from unisono.wire.messages import (
+    Announce,
+    Announced,
+    Attach,
+    Attached,
+    Claimed,
+    Failed,
+    Finish,
+    Info,
+    Message,
+    NodeRecord,
+    Open,
+    Opened,
+    Ping,
+    Pong,
+    Probe,
+    Refused,
+    Rows,
+    Token,
+)
+
+
+def hexes(size: int) -> st.SearchStrategy[str]:
+    return st.binary(min_size=size, max_size=size).map(bytes.hex)
+
+
+sessions = hexes(16).map(SessionId)
+nodes = hexes(32).map(NodeId)
+models = hexes(32).map(ModelId)
+addresses = st.builds(
+    PeerAddress,
+    nodes,
+    st.sampled_from(["tcp", "iroh"]),
+    st.lists(st.just("127.0.0.1:4433"), min_size=1, max_size=8).map(tuple),
+)
+ranges = st.tuples(st.integers(0, 40), st.integers(1, 40)).map(
+    lambda pair: LayerRange(pair[0], pair[0] + pair[1])
+)
+token_ids = st.integers(0, (1 << 32) - 1)
+logprobs = st.integers(-(1 << 31), (1 << 31) - 1)
+tokens = st.builds(
+    SampledToken,
+    st.integers(0, (1 << 20) - 1),
+    token_ids,
+    logprobs,
+    st.lists(st.tuples(token_ids, logprobs), max_size=20).map(tuple),
+)
+samplings = st.builds(
+    Sampling,
+    temperature=st.integers(0, 1 << 20),
+    top_k=st.integers(0, 1000),
+    logit_bias=st.dictionaries(token_ids, logprobs, max_size=8).map(
+        lambda biases: tuple(sorted(biases.items()))
+    ),
+    seed=st.integers(0, (1 << 63) - 1),
+)
+
+
+@st.composite
+def opens(draw: st.DrawFn) -> Open:
+    hops = draw(st.integers(1, 8))
+    hop = draw(st.integers(0, hops - 1))
+    prompt, given_tokens, room = sorted(
+        draw(st.lists(st.integers(1, 1 << 20), min_size=3, max_size=3))
+    )
+    last = hop == hops - 1
+    return Open(
+        session=draw(sessions),
+        request_hash=draw(hexes(32)),
+        gateway=draw(nodes),
+        model=draw(models),
+        layers=draw(ranges),
+        hop=hop,
+        hops=hops,
+        next=None if last else draw(addresses),
+        first=draw(addresses) if last and hop else None,
+        sampling=draw(samplings),
+        prompt=prompt,
+        positions=room,
+        start=given_tokens,
+        max_tokens=draw(st.integers(1, 1 << 20)),
+        stop_tokens=tuple(draw(st.lists(token_ids, max_size=8))),
+        top_logprobs=draw(st.integers(-1, 20)),
+    )
+
+
+@st.composite
+def claims(draw: st.DrawFn) -> HopClaim:
+    positions = draw(st.integers(0, 300))
+    return HopClaim(
+        session=draw(sessions),
+        request=draw(hexes(32)),
+        gateway=draw(nodes),
+        model=draw(models),
+        node=draw(nodes),
+        hop=draw(st.integers(0, 255)),
+        layers=draw(ranges),
+        positions=positions,
+        rows_in=draw(hexes(32)),
+        rows_out=draw(hexes(32)),
+        out_tags=bytes(3 * positions),
+        tokens=draw(st.just("") | hexes(32)),
+        signature=draw(st.binary(min_size=64, max_size=64)),
+    )
+
+
+@st.composite
+def records(draw: st.DrawFn) -> NodeRecord:
+    address = draw(addresses)
+    holds = draw(st.booleans())
+    return NodeRecord(
+        node=address.node,
+        address=address,
+        model=draw(models) if holds else ModelId(""),
+        layers=draw(ranges) if holds else LayerRange(0, 0),
+        free_positions=draw(st.integers(0, 1 << 30)),
+        sessions=draw(st.integers(0, 1000)),
+        sequence=draw(st.integers(0, 1 << 40)),
+        expires=draw(st.integers(0, 1 << 50)),
+        signature=draw(st.binary(min_size=64, max_size=64)),
+    )
+
+
+codes = st.from_regex(r"[a-z0-9_]{1,64}", fullmatch=True)
+naturals = st.integers(0, (1 << 63) - 1)
+messages: st.SearchStrategy[Message] = st.one_of(
+    opens(),
+    st.builds(Opened, sessions),
+    st.builds(Refused, codes, st.text(max_size=100)),
+    st.builds(Attach, sessions, st.integers(0, 255), st.sampled_from(["rows", "tokens"])),
+    st.builds(Attached, sessions),
+    st.builds(Rows, sessions, st.integers(0, 1000), st.binary(min_size=1, max_size=64)),
+    st.builds(Token, sessions, tokens),
+    st.builds(Finish, sessions, st.integers(0, 1 << 20)),
+    st.builds(Claimed, claims()),
+    st.builds(Failed, sessions, codes, st.text(max_size=100), st.none() | nodes),
+    st.builds(Ping, naturals),
+    st.builds(Pong, naturals),
+    st.builds(Announce, records()),
+    st.builds(Announced, st.integers(0, 60_000), st.none(), st.none()),
+    st.builds(Announced, st.integers(0, 60_000), ranges, models),
+    st.builds(Probe),
+    st.builds(Info, records()),
+)
+
+SESSION = SessionId("ab" * 16)
+PING = encode_frame(Ping(7), b"body")
+
+
+def framed(header: bytes, body: bytes = b"") -> bytes:
+    return struct.pack("<2sBBII", b"UN", 1, 0, len(header), len(body)) + header + body
+
+
+def packed(value: object) -> bytes:
+    return framed(msgspec.msgpack.encode(value))
+
+
+@given(messages, st.binary(max_size=200))
+def test_every_message_comes_back_as_it_was_sent(message: Message, body: bytes) -> None:
+    frame = encode_frame(message, body)
+    assert frame_size(frame[:FRAME_PREFIX]) == len(frame)
+    found, found_body = decode_frame(frame)
+    assert found == message
+    assert type(found) is type(message)
+    assert bytes(found_body) == body
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=300))
+def test_random_bytes_are_refused_as_cheating(data: bytes) -> None:
+    for frame in (data, b"UN\x01\x00" + data, framed(data)):
+        with pytest.raises(PeerCheating):
+            decode_frame(frame)
+
+
+@given(messages, st.data())
+def test_a_truncated_or_lengthened_frame_is_refused(message: Message, data: st.DataObject) -> None:
+    frame = encode_frame(message, b"xyz")
+    cut = data.draw(st.integers(0, len(frame) - 1))
+    with pytest.raises(PeerCheating):
+        decode_frame(frame[:cut])
+    with pytest.raises(PeerCheating):
+        decode_frame(frame + data.draw(st.binary(min_size=1, max_size=5)))
+
+
+@settings(max_examples=300)
+@given(messages, st.data())
+def test_a_flipped_bit_never_raises_anything_but_cheating(
+    message: Message, data: st.DataObject
+) -> None:
+    frame = bytearray(encode_frame(message, b"xyz"))
+    bit = data.draw(st.integers(0, 8 * len(frame) - 1))
+    frame[bit // 8] ^= 1 << (bit % 8)
+    try:
+        found, body = decode_frame(bytes(frame))
+    except PeerCheating:
+        return
+    # What is accepted has exactly these bytes as its encoding.
+    assert encode_frame(found, body) == frame
+
+
+@pytest.mark.parametrize(
+    ("frame", "said"),
+    [
+        (b"", "got 0"),
+        (b"XX" + PING[2:], "got b'XX'"),
+        (b"UN\x02" + PING[3:], "version 2"),
+        (b"UN\x01\x80" + PING[4:], "flags 128"),
+        (struct.pack("<2sBBII", b"UN", 1, 0, MAX_HEADER + 1, 0), f"claims {MAX_HEADER + 1}"),
+        (struct.pack("<2sBBII", b"UN", 1, 0, 0, MAX_BODY + 1), f"claims {MAX_BODY + 1}"),
+        (PING[:-1], "has"),
+        (packed({"type": "ping", "nonce": 1, "more": 2}), "more"),
+        (packed({"type": "pang", "nonce": 1}), "pang"),
+        (packed({"nonce": 1}), "type"),
+        (packed({"type": "ping"}), "nonce"),
+        (packed({"type": "ping", "nonce": "1"}), "nonce"),
+        (packed({"type": "ping", "nonce": 1.0}), "nonce"),
+        (packed({"type": "ping", "nonce": -1}), "nonce"),
+        (packed({"type": "ping", "nonce": 1 << 63}), "nonce"),
+        (packed({"nonce": 1, "type": "ping"}), "canonical"),
+        (framed(PING[12:-4] + b"\x00"), "not a message"),
+        (framed(b""), "not a message"),
+        (packed([1, 2]), "not a message"),
+        (framed(b"\x82\xa4type\xa4ping\xa5nonce\xcd\x00\x07"), "canonical"),
+        (framed(b"\x83\xa4type\xa4ping\xa5nonce\x07\xa5nonce\x08"), "canonical"),
+        (framed(b"\x82\xa4type\xa4ping\xa5nonc\xff\x07"), "not a message"),
+        (framed(b"\x91" * (MAX_HEADER - 1) + b"\x01"), "not a message"),
+        (framed(b"\x82\xa1x" + b"\x91" * (MAX_HEADER - 9) + b"\x01\xa1y\x01"), "not a message"),
+        (packed({"type": "opened", "session": "AB" * 16}), "session"),
+        (packed({"type": "opened", "session": "ab" * 16 + "\n"}), "session"),
+        (packed({"type": "opened", "session": "ab" * 15}), "session"),
+    ],
+)
+def test_what_is_wrong_with_a_frame_is_said(frame: bytes, said: str) -> None:
+    with pytest.raises(PeerCheating) as caught:
+        decode_frame(frame)
+    assert said in str(caught.value)
+
+
+def test_a_prefix_is_judged_before_anything_is_allocated() -> None:
+    assert frame_size(struct.pack("<2sBBII", b"UN", 1, 0, 16, MAX_BODY)) == 28 + MAX_BODY
+    with pytest.raises(PeerCheating):
+        frame_size(struct.pack("<2sBBII", b"UN", 1, 0, 16, 0xFFFFFFFF))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Opened(SessionId("short")),
+        Ping(-1),
+        Rows(SESSION, 0, b""),
+        Refused("Not A Code", ""),
+        Failed(SESSION, "x", "m" * 2000, None),
+    ],
+)
+def test_a_message_that_a_peer_would_refuse_is_not_sent(message: Message) -> None:
+    with pytest.raises(ValueError, match="out of bounds"):
+        encode_frame(message)
+
+
+def test_a_body_over_the_limit_is_not_sent() -> None:
+    with pytest.raises(ValueError, match="holds"):
+        encode_frame(Ping(1), bytes(MAX_BODY + 1))
+
+
+@given(opens(), st.data())
+def test_an_open_message_that_contradicts_itself_is_refused(
+    message: Open, data: st.DataObject
+) -> None:
+    peer = PeerAddress(NodeId("cd" * 32), "tcp", ("127.0.0.1:1",))
+    changes: list[dict[str, object]] = [
+        {"hop": message.hops},
+        {"next": peer if message.next is None else None},
+        {"first": peer if message.first is None else None},
+        {"start": message.positions + 1, "positions": message.positions},
+        {"prompt": message.start + 1},
+        {"layers": LayerRange(3, 3)},
+        {"layers": LayerRange(-1, 3)},
+        {"sampling": Sampling(seed=-1)},
+        {"sampling": Sampling(temperature=1 << 40)},
+        {"sampling": Sampling(logit_bias=((2, 1), (1, 1)))},
+    ]
+    fields = msgspec.to_builtins(message) | msgspec.to_builtins(data.draw(st.sampled_from(changes)))
+    with pytest.raises(PeerCheating):
+        decode_frame(packed(fields))
+
+
+def test_addresses_in_messages_are_bounded() -> None:
+    record = NodeRecord(
+        node=NodeId("cd" * 32),
+        address=PeerAddress(NodeId("cd" * 32), "tcp", ("127.0.0.1:1",)),
+        model=ModelId("ef" * 32),
+        layers=LayerRange(0, 4),
+        free_positions=1,
+        sessions=0,
+        sequence=1,
+        expires=1,
+    )
+    good = msgspec.to_builtins(Announce(record), builtin_types=(bytes,))
+    decode_frame(packed(good))
+    for change in (
+        {"node": "ab" * 32},
+        {"node": "cd" * 31},
+        {"addresses": ["a:1"] * 9},
+        {"addresses": []},
+        {"addresses": ["a" * 300]},
+        {"transport": ""},
+    ):
+        bad = {**good, "record": {**good["record"], "address": good["record"]["address"] | change}}
+        with pytest.raises(PeerCheating):
+            decode_frame(packed(bad))
+
+
+def test_a_record_is_signed_by_the_node_that_it_names() -> None:
+    identity = Identity.from_seed(bytes(32))
+    record = NodeRecord(
+        node=identity.node_id,
+        address=PeerAddress(identity.node_id, "tcp", ("127.0.0.1:1",)),
+        model=ModelId("ef" * 32),
+        layers=LayerRange(0, 4),
+        free_positions=1,
+        sessions=0,
+        sequence=1,
+        expires=1,
+    )
+    assert not record.signature_is_good()
+    signed = record.signed_by(identity)
+    assert signed.signature_is_good()
+    assert not msgspec.structs.replace(signed, sequence=2).signature_is_good()
+    assert not record.signed_by(Identity.generate()).signature_is_good()
+
+
+@given(claims())
+def test_a_claim_of_any_length_travels_with_its_tags_as_the_body(claim: HopClaim) -> None:
+    message, body = Claimed.split(claim)
+    found, found_body = decode_frame(encode_frame(message, body))
+    assert isinstance(found, Claimed)
+    assert found.joined(found_body) == claim
+
+
+def test_tags_that_do_not_fit_the_claim_are_refused() -> None:
+    claim = HopClaim(
+        session=SESSION,
+        request="ab" * 32,
+        gateway=NodeId("ab" * 32),
+        model=ModelId("ab" * 32),
+        node=NodeId("ab" * 32),
+        hop=0,
+        layers=LayerRange(0, 1),
+        positions=2,
+        rows_in="ab" * 32,
+        rows_out="ab" * 32,
+        out_tags=b"abcdef",
+        tokens="",
+        signature=bytes(64),
+    )
+    message, body = Claimed.split(claim)
+    for wrong in (body[:-1], body + b"ghi"):
+        with pytest.raises(PeerCheating):
+            message.joined(wrong)
+    with pytest.raises(PeerCheating):
+        Claimed(claim).joined(body)
