@@ -137,3 +137,10 @@ def digest(domain: str, *parts: bytes) -> bytes:
 def request_hash(request: GenerationRequest) -> str:
     """64 hex digits that name the canonical request; every hop signs it."""
     return digest("request/1", canonical(request)).hex()
+
+
+def stop_rule(request: GenerationRequest, answer: list[int] | tuple[int, ...]) -> bool:
+    """Whether an answer's tokens are complete: a stop token, or as many as were asked for."""
+    return len(answer) >= request.max_tokens or (
+        len(answer) > 0 and answer[-1] in request.stop_tokens
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,6 @@ def add_vocabulary(writer: gguf.GGUFWriter) -> None:
     """The byte-level vocabulary of `tiny`, with the pre-tokenizer called gpt-2."""
     tokenizer = tiny.byte_level_tokenizer()
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    import json
-
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")

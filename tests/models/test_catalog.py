@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from tests.models import gguf_writer, tiny
 from tests.models.conftest import Checkpoint
@@ -76,3 +77,30 @@ def test_a_damaged_package_is_a_corrupt_model(
     packaged(monkeypatch, "damaged_package")
     with pytest.raises(CorruptModel, match="sha256 differs"):
         open_source("broken")
+
+
+def test_a_repository_is_downloaded_and_opened_as_a_folder(
+    checkpoint: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder = checkpoint("qwen3")
+    asked: list[str] = []
+
+    def snapshot(repository: str, *, allow_patterns: list[str]) -> str:
+        assert "*.safetensors" in allow_patterns
+        asked.append(repository)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    source = open_source("owner/tiny")
+    assert (source.name, source.config.architecture) == ("tiny", "qwen3")
+    assert source.fingerprint == source_fingerprint("owner/tiny")
+    assert asked == ["owner/tiny"] * 2
+
+
+def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot(repository: str, **_: object) -> str:
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    with pytest.raises(ConfigurationError, match=r"cannot download 'owner/tiny'.*folder or \.gguf"):
+        open_source("owner/tiny")

@@ -150,6 +150,15 @@ def test_user_defined_pieces_are_matched_first() -> None:
     assert tokenizer.decode(ids) == "the\n\n    <tag>the"
 
 
+def test_turn_tokens_are_control_tokens_even_if_the_file_calls_them_ordinary() -> None:
+    metadata = sentencepiece_metadata(False, user=("<end_of_turn>", "</p>"))
+    tokenizer = Tokenizer.from_files(gguf_tokenizer_files(metadata, "file"))
+    turn = len(PIECES) + len(WORDS)
+    assert tokenizer.stop_tokens == (2, turn)
+    assert turn not in tokenizer.encode("the<end_of_turn>")
+    assert tokenizer.encode("the<end_of_turn>", allow_special=True)[-1] == turn
+
+
 @given(st.lists(st.integers(0, len(PIECES) + len(WORDS) - 1), max_size=30), st.booleans())
 def test_a_stream_of_tokens_gives_the_text_of_all_of_them(ids: list[int], prefix: bool) -> None:
     tokenizer, _ = pair_of_tokenizers(prefix)
@@ -257,11 +266,11 @@ def test_a_message_cannot_forge_control_tokens() -> None:
     ("template", "messages", "error", "message"),
     [
         ("{{ raise_exception('roles must alternate') }}", None, RequestError, "must alternate"),
-        ("{{ messages[0].nothing.more }}", None, UnsupportedModel, "fails on this conversation"),
+        ("{{ messages[0].nothing.more }}", None, RequestError, "fails on this conversation"),
         ("{% if %}", None, UnsupportedModel, "not usable"),
-        ("{{ 'a' * 100000000 }}", None, UnsupportedModel, "bound"),
-        ("{{ messages.append(1) }}", None, UnsupportedModel, "unsafe|fails"),
-        ("{{ ''.__class__.__mro__ }}", None, UnsupportedModel, "unsafe"),
+        ("{{ 'a' * 100000000 }}", None, RequestError, "bound"),
+        ("{{ messages.append(1) }}", None, RequestError, "unsafe|fails"),
+        ("{{ ''.__class__.__mro__ }}", None, RequestError, "unsafe"),
         ("x", [], RequestError, "messages is empty"),
         ("x", [{"role": "user", "content": 3}], RequestError, r"messages\[0\]"),
         ("x", [{"role": "u", "content": [{"type": "image"}]}], RequestError, "not text"),

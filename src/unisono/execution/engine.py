@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -65,15 +64,8 @@ class _Step:
 class Engine:
     """Runs steps of sessions on a decoder, in the order they came, in a thread of its own."""
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        *,
-        alter: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
-    ) -> None:
-        """`alter` changes the rows out before they are hashed and sent: adversaries in tests."""
+    def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
-        self._alter = alter
         self._waiting: deque[_Step] = deque()
         self._wake = threading.Condition()
         self._closed = False
@@ -155,9 +147,6 @@ class Engine:
         segments = [Segment(s.cache, s.start, len(s.source)) for s in batch]
         out = self.decoder.forward(rows, segments)
         array = cast("NDArray[np.int64]", cast(Any, out.cpu()).numpy())
-        if self._alter is not None:
-            array = self._alter(array)
-            out = torch.from_numpy(array)
         stops = np.cumsum([len(s.source) for s in batch])
         drawing = [int(stop) - 1 for s, stop in zip(batch, stops, strict=True) if s.draw]
         logits = iter(self.decoder.logits(out[drawing]) if drawing else ())
@@ -187,9 +176,11 @@ def _draw(logits: torch.Tensor, draw: Draw, position: int) -> SampledToken:
     token = choose(logits, draw.sampling, draw.prompt, draw.generated, position)
     if draw.top_logprobs < 0:
         return SampledToken(position, token)
-    ids = [token, *likeliest(logits, draw.top_logprobs).tolist()] if draw.top_logprobs else [token]
-    values = log_probabilities(logits, torch.tensor(ids, device=logits.device)).tolist()
-    top = tuple(zip(ids[1:], values[1:], strict=True))
+    best: list[int] = likeliest(logits, draw.top_logprobs).tolist() if draw.top_logprobs else []
+    ids = [token, *best]
+    chosen = torch.tensor(ids, device=logits.device)
+    values: list[int] = log_probabilities(logits, chosen).tolist()
+    top = tuple(zip(best, values[1:], strict=True))
     return SampledToken(position, token, values[0], top)
 
 

@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import Sequence
 
 from unisono.errors import PeerCheating, PeerRefused
-from unisono.execution.engine import Draw, StepResult
+from unisono.execution.engine import Draw
 from unisono.models.cache import SessionCache
-from unisono.types import NodeId
-from unisono.wire.claims import TAG_BYTES, HopClaim, rows_root, token_hash, tokens_root
+from unisono.wire.claims import TAG_BYTES, HopClaim, rows_root, tokens_root
 from unisono.wire.identity import Identity
 from unisono.wire.messages import Open
 from unisono.wire.transports.base import Stream
@@ -18,9 +17,13 @@ from unisono.wire.transports.base import Stream
 class HopSession:
     """State only; `execution.worker` moves the bytes."""
 
-    def __init__(self, opened: Open, tokens: Sequence[int], cache: SessionCache) -> None:
+    def __init__(
+        self, opened: Open, tokens: Sequence[int], cache: SessionCache, control: Stream
+    ) -> None:
         self.opened = opened
         self.cache = cache
+        self.control = control
+        """The stream to the gateway."""
         self.tokens = list(tokens)
         """Prompt and answer so far, on the first and the last hop."""
         self.in_hashes: list[bytes] = []
@@ -28,8 +31,13 @@ class HopSession:
         self.arrived: asyncio.Queue[int] = asyncio.Queue()
         """Tokens that the last hop sent back, on the first hop."""
         self.next: Stream | None = None
-        self.attached: set[str] = set()
+        """Rows go out here, except on the last hop."""
+        self.back: Stream | None = None
+        """Tokens go back to the first hop here, from a last hop that is not the first."""
+        self.attached = False
+        """Whether the stream from another hop has come: rows, or on the first hop tokens."""
         self.tasks: set[asyncio.Task[None]] = set()
+        self.dropped = asyncio.Event()
 
     @property
     def is_first(self) -> bool:
@@ -47,10 +55,10 @@ class HopSession:
     @property
     def ended(self) -> bool:
         """Whether the answer is complete: a stop token, or as many tokens as were asked for."""
-        answer = self.tokens[self.opened.prompt :]
-        if len(answer) >= self.opened.max_tokens:
-            return True
-        return len(self.tokens) > self.opened.start and answer[-1] in self.opened.stop_tokens
+        answer = self.generated
+        return len(answer) >= self.opened.max_tokens or (
+            len(answer) > 0 and answer[-1] in self.opened.stop_tokens
+        )
 
     def draw_after(self, position: int) -> Draw | None:
         """What to sample after the row at `position`: only the row of the last known token."""
@@ -81,12 +89,12 @@ class HopSession:
         if self.is_last and position + count > len(self.tokens):
             raise PeerCheating(f"a row came for position {position + count - 1} before its token")
 
-    def record_tokens(self, tokens: Sequence[int], result: StepResult) -> None:
-        """Remember what a step of the first hop took in and gave out."""
-        self.in_hashes += [token_hash(t) for t in tokens]
-        self.out_hashes += result.hashes
+    def cancel(self) -> None:
+        """Stop what computes or moves for this session."""
+        for task in tuple(self.tasks):
+            task.cancel()
 
-    def claim(self, tokens: int, node: NodeId, identity: Identity) -> HopClaim:
+    def claim(self, tokens: int, identity: Identity) -> HopClaim:
         """Sign the part of the answer that ends with its `tokens`-th token.
 
         Raises:
@@ -107,7 +115,7 @@ class HopSession:
             request=self.opened.request_hash,
             gateway=self.opened.gateway,
             model=self.opened.model,
-            node=node,
+            node=identity.node_id,
             hop=self.opened.hop,
             layers=self.opened.layers,
             positions=positions,

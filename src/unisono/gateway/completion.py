@@ -207,7 +207,7 @@ class Completion:
                 elapsed_us=self._elapsed_us,
                 first_token_us=self._first_token_us,
                 # Only an answer that replaces hops counts its chains.
-                attempts=getattr(answer, "attempts", 1),
+                attempts=answer.attempts,
             ).signed_by(engine.identity)
             return await engine.receipts.put(receipt)
         except (NetworkError, WireError, ReceiptError) as error:

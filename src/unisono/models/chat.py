@@ -77,12 +77,15 @@ class ChatTemplate:
     The environment is the one that templates are written for (Hugging Face's `chat_template`):
     `messages`, `add_generation_prompt`, token names such as `bos_token`, `raise_exception`,
     `strftime_now`, `tojson`, `{% break %}`, `{% generation %}`.
+
+    The sandbox keeps a template away from the interpreter, and its output and the common ways to
+    grow a value are bounded. It does not bound time and memory against a hostile template:
+    templates belong to a model that an operator chose, and requests only supply strings.
     """
 
     def __init__(self, source: str, names: dict[str, str], where: str) -> None:
         self.source = source
         self._names = names
-        self._where = where
         environment: Any = _Sandbox(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -102,8 +105,8 @@ class ChatTemplate:
         """The prompt, ready for the assistant's answer.
 
         Raises:
-            RequestError: the template refuses the conversation, or the prompt is too long.
-            UnsupportedModel: the template fails.
+            RequestError: the template refuses the conversation or fails on it, or the prompt is
+                too long.
         """
         parts: list[str] = []
         size = 0
@@ -118,8 +121,8 @@ class ChatTemplate:
         except _Refusal as error:
             raise RequestError(f"the model's chat template refuses: {error}", "messages") from error
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            raise UnsupportedModel(
-                f"{self._where}: the model's chat template fails on this conversation: {error}"
+            raise RequestError(
+                f"the model's chat template fails on this conversation: {error}", "messages"
             ) from error
         return "".join(parts)
 

@@ -14,9 +14,14 @@ import msgspec
 
 from unisono.errors import CorruptModel, UnsupportedModel
 from unisono.models.gguf_file import MetadataValue
-from unisono.models.tokenizer_settings import SETTINGS_FILE, TOKENIZER_FILE, TokenizerSettings
+from unisono.models.tokenizer_settings import (
+    SETTINGS_FILE,
+    TOKENIZER_FILE,
+    TURN_NAMES,
+    TokenizerSettings,
+)
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 _SPACE = "▁"
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -93,6 +98,9 @@ class _Vocabulary:
         if len(self._ids) != len(tokens):
             raise CorruptModel(f"{where}: tokenizer.ggml.tokens names a token twice")
         self._types = self._numbers("token_type", _NORMAL)
+        for name in TURN_NAMES:  # some converters call these ordinary
+            if name in self._ids:
+                self._types[self._ids[name]] = _CONTROL
         self._pre = _PLAIN
 
     def _get(self, key: str) -> MetadataValue | None:
@@ -151,7 +159,9 @@ class _Vocabulary:
             prepend = {"type": "Prepend", "prepend": _SPACE}
             normalizer = {"type": "Sequence", "normalizers": [prepend, replace]}
             decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-        unknown = next((t for t, k in zip(self._tokens, self._types, strict=True) if k == 2), None)
+        unknown = next(
+            (t for t, k in zip(self._tokens, self._types, strict=True) if k == _UNKNOWN), None
+        )
         number = self._id("unknown_token_id", 0)
         if unknown is None and number is not None:
             unknown = self._tokens[number]

@@ -19,20 +19,12 @@ import msgspec
 from unisono.errors import ConfigurationError, CorruptModel, UnsupportedModel
 from unisono.models.chat import ChatTemplate, flatten, plain_chat
 from unisono.models.tokenizer_model import load_library_tokenizer
-from unisono.models.tokenizer_settings import SETTINGS_FILE, TOKENIZER_FILE, TokenizerSettings
-
-STOP_NAMES = (
-    "<end_of_turn>",
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "<|end|>",
-    "<eos>",
-    "</s>",
+from unisono.models.tokenizer_settings import (
+    SETTINGS_FILE,
+    STOP_NAMES,
+    TOKENIZER_FILE,
+    TokenizerSettings,
 )
-"""Special tokens that end an answer in some model family, if the vocabulary has them."""
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -195,7 +187,7 @@ class Tokenizer:
 
         Raises:
             RequestError: a message is malformed, or the template refuses the conversation.
-            UnsupportedModel: the template itself does not work.
+            UnsupportedModel: the template is not Jinja that can be compiled.
         """
         plain = flatten(messages)
         return plain_chat(plain) if self._template is None else self._template.render(plain)

@@ -10,6 +10,36 @@ TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_settings.json"
 MAX_TEMPLATE_CHARACTERS = 1 << 18
 
+TURN_NAMES = (
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+)
+"""Names that are control tokens in every vocabulary that has them, whatever a file says."""
+
+STOP_NAMES = (
+    "<end_of_turn>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+    "<eos>",
+    "</s>",
+)
+"""Control tokens that end an answer in some model family. In Gemma `</s>` is an HTML tag: a name
+counts only where the vocabulary calls it a control token."""
+
 
 class TokenizerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The contents of `tokenizer_settings.json`."""

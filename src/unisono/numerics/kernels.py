@@ -32,7 +32,7 @@ def _dot_groups(_context: Any, x: Any, values: Any, multipliers: Any, groups: An
     """Sum over groups of `multipliers[g] * sum(x[g, :] * values[g, :])`, as LLVM vectors.
 
     A group's 32 products are added in pairs (one multiply-add instruction on x86 and Arm)
-    and folded to 8 int32 lanes, at most 2**24 * 127 each; the lanes times the multiplier
+    and folded to 8 int32 lanes, below 2**24 each; the lanes times the multiplier
     are summed in float64, exactly, since the whole sum stays below 2**53.
     """
     del x, values, multipliers, groups

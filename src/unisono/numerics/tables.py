@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PRECISION = 160
 _ONE = 1 << _PRECISION
@@ -77,7 +78,8 @@ def ln2() -> int:
 def exp2_values() -> tuple[int, ...]:
     """`2**(-k/1024)` for k = 0..1024, 38 fraction bits."""
     step = _exp_small(ln2(), _ONE * EXP_STEPS)
-    values, x = [], _ONE
+    values: list[int] = []
+    x = _ONE
     for _ in range(EXP_STEPS + 1):
         values.append(_rounded(x, EXP_BITS))
         x = _multiply(x, step)
@@ -88,7 +90,8 @@ def exp2_values() -> tuple[int, ...]:
 def gate_values() -> tuple[int, ...]:
     """`1 / (1 + exp(-k/256))` for k = 0..4096, 24 fraction bits."""
     step = _exp_small(1, 256)
-    values, x = [], _ONE
+    values: list[int] = []
+    x = _ONE
     for _ in range(GATE_STEPS + 1):
         values.append(_rounded((_ONE << _PRECISION) // (_ONE + x), GATE_BITS))
         x = _multiply(x, step)
@@ -157,4 +160,8 @@ def digest() -> str:
 @cache
 def table(name: str, device: str = "cpu") -> Tensor:
     """A table as an int64 tensor on a device. `name`: exp2, gate, cosine or log2."""
+    import torch  # here, because the specification reads the tables and has no tensors
+
+    import torch  # the gateway hashes tables without ever loading torch
+
     return torch.tensor(_TABLES[name](), dtype=torch.int64, device=device)

@@ -26,6 +26,11 @@ class NodeStatus(msgspec.Struct, frozen=True):
 class Answer(Protocol):
     """One answer in the making. Lost hops are replaced behind it; its tokens do not change."""
 
+    @property
+    def attempts(self) -> int:
+        """Chains that were opened; more than one means that a hop was replaced."""
+        ...
+
     def __aiter__(self) -> AsyncIterator[SampledToken]:
         """Tokens in order, until a stop token (which is yielded) or `max_tokens`.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
 import hashlib
 
 import msgspec
@@ -75,7 +75,7 @@ def from_json(data: bytes) -> Receipt:
         raise ReceiptError(f"the receipt is larger than {MAX_BYTES >> 20} MiB")
     try:
         receipt = msgspec.json.decode(data, type=Receipt)
-    except (msgspec.DecodeError, UnicodeDecodeError, base64.binascii.Error) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, binascii.Error) as error:
         raise ReceiptError(f"not a receipt: {error}") from error
     if receipt.version != VERSION:
         raise ReceiptError(

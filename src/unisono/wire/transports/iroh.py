@@ -256,6 +256,14 @@ class IrohStream:
 
     async def _finish(self) -> None:
         """Deliver what was sent, within the linger time, then let the QUIC stream go."""
+        try:
+            await self._deliver()
+        finally:
+            # The errors of these tasks refer to this stream: a cycle that would keep the
+            # connection, and so the endpoint's socket, until the next garbage collection.
+            self._reading = self._writing = None
+
+    async def _deliver(self) -> None:
         if self._reading is not None:
             # iroh locks the stream while a read waits. The outcome is of no interest.
             await asyncio.gather(self._reading, return_exceptions=True)

@@ -1,0 +1,1 @@
+"""The two composers, a node and a gateway, and the local network made of them."""

@@ -1,0 +1,92 @@
+"""Reading a block's weights from a stored model, every tensor's hash checked."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from unisono.errors import ConfigurationError, CorruptModel
+from unisono.models.conversion import hash_parts
+from unisono.models.manifest import part_of
+from unisono.models.store import StoredModel
+from unisono.models.weights import BlockWeights, LayerWeights
+from unisono.numerics.linear import Matrix, Vector
+from unisono.types import LayerRange
+
+
+def load_block(model: StoredModel, layers: LayerRange, device: str = "cpu") -> BlockWeights:
+    """Read a block's weights and nothing else, every tensor's hash checked.
+
+    Raises:
+        ConfigurationError: the model has no such layers.
+        CorruptModel: a file is missing, or a tensor has another hash, dtype or shape.
+    """
+    count = model.layer_count
+    if not 0 <= layers.start < layers.stop <= count:
+        raise ConfigurationError(
+            f"layers {layers} are not a block of '{model.name}', which has layers 0:{count}"
+        )
+    config = model.manifest.config
+    wanted = [n for n in model.manifest.tensors if _in_block(n, layers, count)]
+    if layers.stop == count and config.tied_head and "embedding" not in wanted:
+        wanted.append("embedding")
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        tensors = dict(
+            zip(wanted, pool.map(lambda n: _tensor(model, n, device), wanted), strict=True)
+        )
+
+    def matrix(name: str) -> Matrix | None:
+        return cast("Matrix | None", tensors.get(name))
+
+    loaded: dict[int, LayerWeights] = {}
+    for i in range(layers.start, layers.stop):
+        prefix = f"layers.{i}."
+        parts = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+        loaded[i] = LayerWeights(**cast("dict[str, Any]", parts))
+    last = layers.stop == count
+    return BlockWeights(
+        layers=layers,
+        layer=loaded,
+        embedding=matrix("embedding") if layers.start == 0 else None,
+        final_norm=cast("Vector | None", tensors.get("final_norm")) if last else None,
+        head=matrix("embedding" if config.tied_head else "head") if last else None,
+    )
+
+
+def _tensor(model: StoredModel, name: str, device: str) -> Matrix | Vector:
+    entry = model.manifest.tensors[name]
+    file = model.path / f"{part_of(name)}.safetensors"
+    try:
+        with safe_open(file, framework="pt") as opened:  # type: ignore[no-untyped-call]
+            handle = cast(Any, opened)
+            if entry.kind == "matrix":
+                parts: list[Tensor] = [
+                    handle.get_tensor(f"{name}.values"),
+                    handle.get_tensor(f"{name}.multipliers"),
+                ]
+            else:
+                parts = [handle.get_tensor(name)]
+    except (SafetensorError, OSError) as error:
+        raise CorruptModel(f"cannot read tensor '{name}' of {file}: {error}") from error
+    if hash_parts(parts) != entry.sha256 or parts[0].shape != entry.shape:
+        raise CorruptModel(
+            f"tensor '{name}' of {file} does not have the hash that the manifest commits "
+            f"to: delete {model.path} and convert the model again"
+        )
+    if entry.kind == "matrix":
+        return Matrix(parts[0].to(device), parts[1].view(torch.uint16).to(device), entry.exponent)
+    return Vector(parts[0].to(torch.int64).to(device), entry.exponent)
+
+
+def _in_block(name: str, layers: LayerRange, count: int) -> bool:
+    part = part_of(name)
+    if part == "embedding":
+        return layers.start == 0
+    if part == "head":
+        return layers.stop == count
+    return layers.start <= int(part.split(".")[1]) < layers.stop

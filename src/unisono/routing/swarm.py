@@ -1,0 +1,250 @@
+"""The network as the gateway uses it: chains of announced nodes, replaced when they fail."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+
+from unisono.clock import Clock
+from unisono.errors import (
+    AnswerInterrupted,
+    CapacityMissing,
+    CoverageMissing,
+    NetworkError,
+    PeerRefused,
+    WireError,
+)
+from unisono.routing.chain import Chain, HopLost
+from unisono.routing.directory import Directory
+from unisono.routing.network import NodeStatus
+from unisono.routing.placement import best_chain
+from unisono.types import GenerationRequest, ModelId, NodeId, SampledToken, stop_rule
+from unisono.wire.claims import HopClaim
+from unisono.wire.messages import NodeRecord
+from unisono.wire.transports.base import Transport
+
+log = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 6
+BACK_OFF_SECONDS = 0.2
+"""Before the second attempt; doubles with each."""
+
+
+class Swarm:
+    """Implements `routing.network.Network` over a transport and a directory."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        identity: NodeId,
+        directory: Directory,
+        layer_counts: dict[ModelId, int],
+        clock: Clock,
+        observe_hop: Callable[[NodeId, float], None] | None = None,
+    ) -> None:
+        """`observe_hop` is told (node id, seconds to open a session on its chain)."""
+        self.transport = transport
+        self.identity = identity
+        self.directory = directory
+        self.clock = clock
+        self._layer_counts = layer_counts
+        self._observe_hop = observe_hop
+        self._extra: dict[NodeId, int] = {}
+        self._answers: set[RoutedAnswer] = set()
+
+    async def open(self, request: GenerationRequest, *, top_logprobs: int = -1) -> RoutedAnswer:
+        """See `Network.open`."""
+        answer = RoutedAnswer(self, request, top_logprobs)
+        await answer.start()
+        self._answers.add(answer)
+        return answer
+
+    def nodes(self) -> tuple[NodeStatus, ...]:
+        """See `Network.nodes`."""
+        return tuple(
+            NodeStatus(
+                node=r.node,
+                address=str(r.address),
+                model=r.model,
+                layers=r.layers,
+                free_positions=r.free_positions,
+                sessions=r.sessions,
+                alive=alive,
+            )
+            for r, alive in self.directory.all_records()
+        )
+
+    async def close(self) -> None:
+        """See `Network.close`."""
+        for answer in tuple(self._answers):
+            await answer.cancel()
+
+    def forget(self, answer: RoutedAnswer) -> None:
+        """The answer has ended."""
+        self._answers.discard(answer)
+
+    def release(self, chain: Chain) -> None:
+        """The chain's sessions no longer weigh on the choice of the next."""
+        for hop in chain.hops:
+            self._extra[hop.node] = self._extra.get(hop.node, 1) - 1
+
+    async def chain(
+        self,
+        request: GenerationRequest,
+        generated: list[int],
+        top_logprobs: int,
+        avoid: frozenset[NodeId],
+    ) -> Chain:
+        """Choose a chain and open it; hops that fail are left out and the choice repeated.
+
+        Raises:
+            CoverageMissing, CapacityMissing: no chain is left.
+        """
+        positions = len(request.prompt) + request.max_tokens
+        count = self._layer_counts.get(request.model)
+        if count is None:
+            raise CoverageMissing(f"model {request.model[:12]}… is not served here")
+        full: NetworkError | None = None
+        for attempt in range(MAX_ATTEMPTS):
+            records = [self._weighed(r) for r in self.directory.records()]
+            try:
+                hops = best_chain(records, request.model, count, positions, avoid)
+            except CoverageMissing as error:
+                raise full or error from None
+            chain = Chain(
+                self.transport, self.identity, hops, request, generated, top_logprobs, self.clock
+            )
+            started = self.clock.monotonic()
+            for hop in hops:
+                self._extra[hop.node] = self._extra.get(hop.node, 0) + 1
+            try:
+                await chain.open()
+            except (PeerRefused, HopLost) as error:
+                await chain.close()
+                self.release(chain)
+                log.info("attempt %d: %s", attempt + 1, error)
+                if isinstance(error, HopLost) and error.node is not None:
+                    self.directory.suspect(error.node)
+                    avoid |= {error.node}
+                    continue
+                if isinstance(error, PeerRefused) and error.code == "capacity":
+                    full = CapacityMissing(str(error))
+                await self.clock.sleep(BACK_OFF_SECONDS * 2**attempt)
+                continue
+            except asyncio.CancelledError:
+                await chain.close()
+                self.release(chain)
+                raise
+            if self._observe_hop is not None:
+                for hop in hops:
+                    self._observe_hop(hop.node, self.clock.monotonic() - started)
+            return chain
+        raise full or CoverageMissing(
+            f"no chain of nodes opened a session in {MAX_ATTEMPTS} attempts"
+        )
+
+    def _weighed(self, record: NodeRecord) -> NodeRecord:
+        """The record with this gateway's own sessions, which it may not know of yet."""
+        own = self._extra.get(record.node, 0)
+        return msgspec.structs.replace(record, sessions=max(record.sessions, own))
+
+
+class RoutedAnswer:
+    """Implements `routing.network.Answer`: one answer over as many chains as it takes."""
+
+    def __init__(self, swarm: Swarm, request: GenerationRequest, top_logprobs: int) -> None:
+        self._swarm = swarm
+        self._request = request
+        self._top_logprobs = top_logprobs
+        self._tokens: list[int] = []
+        self._chain: Chain | None = None
+        self._avoid: frozenset[NodeId] = frozenset()
+        self._attempts = 0
+
+    @property
+    def attempts(self) -> int:
+        """See `Answer.attempts`."""
+        return self._attempts
+
+    async def start(self) -> None:
+        """Open the first chain.
+
+        Raises:
+            CoverageMissing, CapacityMissing: there is none.
+        """
+        self._chain = await self._swarm.chain(
+            self._request, self._tokens, self._top_logprobs, self._avoid
+        )
+        self._attempts += 1
+
+    def __aiter__(self) -> AsyncIterator[SampledToken]:
+        return self._stream()
+
+    async def _stream(self) -> AsyncIterator[SampledToken]:
+        while not stop_rule(self._request, self._tokens):
+            assert self._chain is not None, "the answer was cancelled"
+            try:
+                token = await self._chain.next()
+            except HopLost as lost:
+                await self._replace(lost)
+                continue
+            self._tokens.append(token.token)
+            yield token
+
+    async def _replace(self, lost: HopLost) -> None:
+        """Go on over another chain: it prefills what is known, and the tokens do not change.
+
+        Raises:
+            AnswerInterrupted: there is no other chain.
+        """
+        log.warning("after %d tokens: %s", len(self._tokens), lost)
+        await self._release()
+        if self.attempts >= MAX_ATTEMPTS:
+            raise AnswerInterrupted(f"the answer failed {self.attempts} times, last: {lost}")
+        if lost.node is not None:
+            self._swarm.directory.suspect(lost.node)
+            self._avoid |= {lost.node}
+        try:
+            await self.start()
+        except NetworkError as error:
+            raise AnswerInterrupted(
+                f"a node was lost after {len(self._tokens)} tokens and none replaces it: {error}"
+            ) from error
+
+    async def finish(self, tokens: int) -> tuple[HopClaim, ...]:
+        """See `Answer.finish`. A hop that is lost now is replaced once more, for its claim."""
+        try:
+            while True:
+                assert self._chain is not None, "the answer was cancelled"
+                try:
+                    return await self._chain.finish(tokens)
+                except HopLost as lost:
+                    known = self._tokens
+                    # the new chain computes the last token again, so that it can vouch for it
+                    self._tokens = known[: tokens - 1]
+                    await self._replace(lost)
+                    try:
+                        token = await self._chain.next()
+                    except WireError as error:
+                        raise AnswerInterrupted(f"no chain signs the answer: {error}") from error
+                    if token.token != known[tokens - 1]:
+                        raise AnswerInterrupted(
+                            "the replacement computed another last token: some hop is not honest"
+                        ) from lost
+                    self._tokens = known
+        finally:
+            await self.cancel()
+
+    async def cancel(self) -> None:
+        """See `Answer.cancel`."""
+        await self._release()
+        self._swarm.forget(self)
+
+    async def _release(self) -> None:
+        if self._chain is not None:
+            chain, self._chain = self._chain, None
+            self._swarm.release(chain)
+            await chain.close()
