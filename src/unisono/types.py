@@ -7,6 +7,7 @@ integers instead of floats, and have one canonical encoding (`canonical`).
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from typing import NewType
 
 import msgspec
@@ -87,6 +88,26 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """(token id, bias) pairs, ascending by id."""
     seed: int = 0
     """Unsigned, 63 bits."""
+
+    def problem(self, vocabulary: int) -> str | None:
+        """Which setting has no meaning for a model of `vocabulary` tokens, or None."""
+        small = 1 << 31
+        good = {
+            "temperature": 0 <= self.temperature < small,
+            "top_k": 0 <= self.top_k < small,
+            "top_p": 0 <= self.top_p <= Q16,
+            "min_p": 0 <= self.min_p <= Q16,
+            "repetition_penalty": 0 < self.repetition_penalty < small,
+            "presence_penalty": -small <= self.presence_penalty < small,
+            "frequency_penalty": -small <= self.frequency_penalty < small,
+            "logit_bias": all(
+                0 <= t < vocabulary and -small <= b < small for t, b in self.logit_bias
+            )
+            and all(a < b for (a, _), (b, _) in pairwise(self.logit_bias)),
+            "seed": 0 <= self.seed < 1 << 63,
+        }
+        wrong = next((name for name, fine in good.items() if not fine), None)
+        return None if wrong is None else f"sampling.{wrong} is out of range"
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,0 +1,17 @@
+"""The command line: one file per verb.
+
+Importing a verb costs little: what takes time (torch, the web server) is imported where it is
+first needed, so that `--help` is quick and a network's processes start before anything else.
+"""
+
+import time
+
+STARTED = time.perf_counter()
+"""When this program began, for what it reports about its own start."""
+
+
+def main() -> None:
+    """The console script `unisono`."""
+    from unisono.cli.app import app
+
+    app()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from unisono.errors import UnisonoError
 from unisono.models.cache import SessionCache
 from unisono.models.decoder import Decoder, Segment
 from unisono.numerics.sampling import choose, likeliest, log_probabilities
@@ -87,11 +89,13 @@ class Engine:
         """Run rows (int64 [n, hidden]) or token ids of one session from position `start`.
 
         Raises:
-            UnisonoError: what the decoder raises.
+            UnisonoError: what the decoder raises, or the engine was closed.
         """
         loop = asyncio.get_running_loop()
         step = _Step(cache, start, source, draw, loop.create_future(), loop)
         with self._wake:
+            if self._closed:
+                raise UnisonoError("the engine is closed")
             self._waiting.append(step)
             self._wake.notify()
         return await step.future
@@ -102,6 +106,8 @@ class Engine:
             self._closed = True
             self._wake.notify()
         await asyncio.to_thread(self._thread.join)
+        while self._waiting:
+            _deliver(self._waiting.popleft(), UnisonoError("the engine is closed"))
 
     def _take(self) -> list[_Step]:
         """Steps for one pass; the first one always fits."""
@@ -131,16 +137,19 @@ class Engine:
         torch.set_grad_enabled(False)
         while not self._closed:
             batch = self._take()
-            if not batch:
-                continue
-            try:
-                results = self._compute(batch)
-            except Exception as error:  # noqa: BLE001 - handed to every waiter, which raises it
-                for step in batch:
-                    _deliver(step, error)
-                continue
-            for step, result in zip(batch, results, strict=True):
-                _deliver(step, result)
+            for step, outcome in zip(batch, self._outcomes(batch), strict=True):
+                _deliver(step, outcome)
+
+    def _outcomes(self, batch: list[_Step]) -> Sequence[StepResult | Exception]:
+        """What each step gives: one session's failure must not become another's."""
+        if not batch:
+            return []
+        try:
+            return self._compute(batch)
+        except Exception as error:  # noqa: BLE001 - handed to the waiter, which raises it
+            if len(batch) == 1:
+                return [error]
+        return [outcome for step in batch for outcome in self._outcomes([step])]
 
     def _compute(self, batch: list[_Step]) -> list[StepResult]:
         rows = torch.cat([self._rows(step) for step in batch])
@@ -169,19 +178,23 @@ class Engine:
     def _rows(self, step: _Step) -> torch.Tensor:
         if isinstance(step.source, tuple):
             return self.decoder.embed(step.source)
-        return torch.from_numpy(step.source).to(self.decoder.device)
+        return torch.as_tensor(step.source).to(self.decoder.device)
 
 
 def _draw(logits: torch.Tensor, draw: Draw, position: int) -> SampledToken:
     token = choose(logits, draw.sampling, draw.prompt, draw.generated, position)
     if draw.top_logprobs < 0:
         return SampledToken(position, token)
-    best: list[int] = likeliest(logits, draw.top_logprobs).tolist() if draw.top_logprobs else []
+    best = _integers(likeliest(logits, draw.top_logprobs)) if draw.top_logprobs else []
     ids = [token, *best]
     chosen = torch.tensor(ids, device=logits.device)
-    values: list[int] = log_probabilities(logits, chosen).tolist()
+    values = _integers(log_probabilities(logits, chosen))
     top = tuple(zip(best, values[1:], strict=True))
     return SampledToken(position, token, values[0], top)
+
+
+def _integers(x: torch.Tensor) -> list[int]:
+    return cast("list[int]", cast(Any, x).tolist())
 
 
 def _deliver(step: _Step, outcome: StepResult | Exception) -> None:

@@ -152,8 +152,12 @@ class Flow:
             raise PeerCheating(f"{type(message).__name__} where a token was expected")
         if message.token.token >= self._engine.decoder.config.vocabulary_size:
             raise PeerCheating(f"token {message.token.token} is outside the vocabulary")
-        if self._session.arrived.qsize() > 1:
-            raise PeerCheating("tokens came before their turn")
+        due = len(self._session.tokens)
+        if message.token.position != due or not self._session.arrived.empty():
+            raise PeerCheating(
+                f"a token for position {message.token.position} came before its turn: "
+                f"position {due} is next"
+            )
         return message.token.token
 
     async def _rows_step(

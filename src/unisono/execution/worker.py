@@ -20,7 +20,7 @@ from unisono.execution.engine import Engine
 from unisono.execution.flow import Flow, PeerLost, attach
 from unisono.execution.session import HopSession
 from unisono.models.cache import bytes_per_position
-from unisono.types import Q16, ModelId, PeerAddress, Sampling, SessionId
+from unisono.types import ModelId, PeerAddress, SessionId
 from unisono.wire.frames import decode_frame, encode_frame
 from unisono.wire.identity import Identity
 from unisono.wire.messages import (
@@ -162,6 +162,12 @@ class Worker:
                 f"{opened.positions} positions exceed the context of {config.context_length}",
                 "too_long",
             )
+        if opened.positions < opened.prompt + opened.max_tokens - 1:
+            raise PeerRefused(
+                f"{opened.positions} positions cannot hold a prompt of {opened.prompt} tokens and "
+                f"an answer of {opened.max_tokens}",
+                "malformed",
+            )
         given = opened.start if opened.hop in (0, opened.hops - 1) else 0
         if len(body) != 4 * given:
             raise PeerRefused(f"{len(body)} bytes of tokens; {given} tokens announced", "malformed")
@@ -170,7 +176,9 @@ class Worker:
             raise PeerRefused(
                 f"a token id is outside the vocabulary of {config.vocabulary_size}", "malformed"
             )
-        _check_sampling(opened.sampling, config.vocabulary_size)
+        problem = opened.sampling.problem(config.vocabulary_size)
+        if problem is not None:
+            raise PeerRefused(problem, "malformed")
         if opened.positions > self.free_positions:
             raise PeerRefused(
                 f"{opened.positions} positions do not fit: {self.free_positions} of "
@@ -234,6 +242,11 @@ class Worker:
                 await work
             except UnisonoError as error:
                 await self._report(session, error)
+            except Exception as error:
+                # A defect here must not leave the gateway waiting for a node that answers pings.
+                log.exception("session %s failed", session.opened.session[:8])
+                problem = f"the node has a defect: {type(error).__name__}, see its log"
+                await self._report(session, UnisonoError(problem))
 
         task = asyncio.create_task(guarded())
         session.tasks.add(task)
@@ -258,20 +271,6 @@ class Worker:
         for stream in (session.next, session.back):
             if stream is not None:
                 await stream.close()
-
-
-def _check_sampling(sampling: Sampling, vocabulary: int) -> None:
-    s = sampling
-    bad = {
-        "temperature": s.temperature < 0,
-        "top_k": s.top_k < 0,
-        "top_p": not 0 <= s.top_p <= Q16,
-        "min_p": not 0 <= s.min_p <= Q16,
-        "repetition_penalty": s.repetition_penalty <= 0,
-        "logit_bias": any(t >= vocabulary for t, _ in s.logit_bias),
-    }
-    for name in (name for name, wrong in bad.items() if wrong):
-        raise PeerRefused(f"sampling.{name} is out of range", "malformed")
 
 
 async def _send(stream: Stream, message: Message, body: bytes = b"") -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import msgspec
 import torch
-from safetensors.torch import save_file
+from safetensors import torch as safetensors_torch
 from torch import Tensor
 
 from unisono.models.config import tensor_shapes
@@ -56,7 +56,9 @@ def convert(source: ModelSource, root: Path, progress: Progress | None = None) -
                 exponent = vector.exponent
             entries[name] = TensorEntry(kind, tuple(values.shape), exponent, hash_parts(parts))
             if done + 1 == len(names) or part_of(names[done + 1]) != part_of(name):
-                save_file(pending, folder / f"{part_of(name)}.safetensors")
+                cast(Any, safetensors_torch).save_file(
+                    pending, folder / f"{part_of(name)}.safetensors"
+                )
                 pending = {}
         manifest = Manifest(NUMERICS_VERSION, tables.digest(), source.config, entries)
         files = source.tokenizer_files()

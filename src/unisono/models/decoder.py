@@ -26,7 +26,7 @@ from unisono.numerics.fixed import reduce_rows
 from unisono.numerics.linear import Vector, linear
 from unisono.numerics.norm import EPSILON_BITS, rms_norm
 from unisono.numerics.rotary import FACTOR_BITS, HEAD_BITS, TURN_BITS, rotate, rotation
-from unisono.numerics.softmax import attend
+from unisono.numerics.softmax import attend_causal
 from unisono.numerics.tables import ln2, pi
 
 _QUERY_CHUNK = 256
@@ -125,6 +125,10 @@ class Decoder:
         Returns:
             int64 [n, hidden].
         """
+        if rows.shape[0] != sum(s.count for s in segments):
+            raise UnisonoError(
+                f"{rows.shape[0]} rows came for segments of {sum(s.count for s in segments)}"
+            )
         for s in segments:
             if s.start > s.cache.length:
                 raise UnisonoError(
@@ -208,22 +212,15 @@ class Decoder:
         self, i: int, s: Segment, start: int, query: Tensor, query_exponent: Tensor
     ) -> Rows:
         window = self.config.windows[i]
-        stop = start + query.shape[0]
         first = max(0, start - window + 1) if window else 0
-        at = torch.arange(start, stop, device=self.device)[:, None]
-        seen = torch.arange(first, stop, device=self.device)[None, :]
-        allowed = seen <= at
-        if window:
-            allowed &= at - seen < window
-        key, key_exponent, value, value_exponent = s.cache.read(i, first, stop)
-        return attend(
-            query,
-            query_exponent,
-            key,
-            key_exponent,
-            value,
-            value_exponent,
-            allowed,
+        key, key_exponent, value, value_exponent = s.cache.read(i, first, start + query.shape[0])
+        return attend_causal(
+            (query, query_exponent),
+            (key, key_exponent),
+            (value, value_exponent),
+            start,
+            first,
+            window,
             self.constants.score_scale,
         )
 

@@ -35,10 +35,12 @@ def load_block(model: StoredModel, layers: LayerRange, device: str = "cpu") -> B
     wanted = [n for n in model.manifest.tensors if _in_block(n, layers, count)]
     if layers.stop == count and config.tied_head and "embedding" not in wanted:
         wanted.append("embedding")
+
+    def read(name: str) -> Matrix | Vector:
+        return _tensor(model, name, device)
+
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        tensors = dict(
-            zip(wanted, pool.map(lambda n: _tensor(model, n, device), wanted), strict=True)
-        )
+        tensors = dict(zip(wanted, pool.map(read, wanted), strict=True))
 
     def matrix(name: str) -> Matrix | None:
         return cast("Matrix | None", tensors.get(name))

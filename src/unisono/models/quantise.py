@@ -8,13 +8,15 @@ same file gets the same model id.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unisono.errors import CorruptModel
+from unisono.errors import CorruptModel, UnsupportedModel
 from unisono.numerics.linear import BIAS_BITS, GROUP, Matrix, Vector
 from unisono.numerics.norm import WEIGHT_BITS
 
@@ -26,6 +28,8 @@ _EXTRA_BITS = 4
 _MAX_EXPONENT = 128
 _CHUNK = 1 << 22
 
+_from_numpy = cast("Callable[[NDArray[Any]], torch.Tensor]", cast("Any", torch).from_numpy)
+
 
 def quantise_matrix(name: str, weight: NDArray[np.float32]) -> Matrix:
     """Grouped int8 form of a float matrix [outputs, inputs].
@@ -33,15 +37,12 @@ def quantise_matrix(name: str, weight: NDArray[np.float32]) -> Matrix:
     Raises:
         CorruptModel: a weight is infinite or not a number.
     """
-    w = torch.from_numpy(np.ascontiguousarray(weight, dtype=np.float32))
+    w = _from_numpy(np.ascontiguousarray(weight, dtype=np.float32))
     outputs, inputs = w.shape
     largest = float(w.abs().max()) if w.numel() else 0.0
     if not math.isfinite(largest):
         raise CorruptModel(f"tensor '{name}' holds infinite weights or NaN")
-    if largest == 0.0:
-        exponent = 0
-    else:
-        exponent = math.frexp(largest / LEVELS[-1])[1] - 16
+    exponent = math.frexp(largest / LEVELS[-1])[1] - 16 if largest else 0
     exponent = max(-_MAX_EXPONENT, min(_MAX_EXPONENT, exponent))
     values = torch.empty(outputs, inputs, dtype=torch.int8)
     multipliers = torch.empty(outputs, inputs // GROUP, dtype=torch.int32)
@@ -86,7 +87,7 @@ def _quantise_vector(name: str, values: NDArray[np.float32], bits: int) -> Vecto
     exponent = max(-_MAX_EXPONENT, exponent)
     limit = (1 << bits) - 1
     scaled = np.rint(values.astype(np.float64) * 2.0**-exponent).clip(-limit, limit)
-    return Vector(torch.from_numpy(scaled.astype(np.int64)), exponent)
+    return Vector(_from_numpy(scaled.astype(np.int64)), exponent)
 
 
 def quantise_norm(name: str, values: NDArray[np.float32]) -> Vector:
@@ -100,7 +101,13 @@ def quantise_bias(name: str, values: NDArray[np.float32]) -> Vector:
 
 
 def fraction_to_fixed(value: Fraction, bits: int) -> tuple[int, int]:
-    """The (mantissa, exponent) nearest to a positive number, mantissa of exactly `bits` bits."""
+    """The (mantissa, exponent) nearest to a positive number, mantissa of exactly `bits` bits.
+
+    Raises:
+        UnsupportedModel: the number is not positive.
+    """
+    if value <= 0:
+        raise UnsupportedModel(f"a constant of the model is {value}: a positive one was expected")
     exponent = value.numerator.bit_length() - value.denominator.bit_length() - bits
     while value / Fraction(2) ** exponent >= 1 << bits:
         exponent += 1
@@ -114,10 +121,16 @@ def fraction_to_fixed(value: Fraction, bits: int) -> tuple[int, int]:
 
 
 def inverse_square_root(value: int, bits: int = 80) -> Fraction:
-    """`1 / sqrt(value)` to `bits` bits, from integer square roots."""
+    """`1 / sqrt(value)` of a positive integer to `bits` fraction bits, from integer square roots.
+
+    Raises:
+        UnsupportedModel: the integer is not positive.
+    """
+    if value <= 0:
+        raise UnsupportedModel(f"{value} has no inverse square root: expected a positive integer")
     return Fraction(math.isqrt((1 << (2 * bits)) // value), 1 << bits)
 
 
 def square_root(value: int, bits: int = 80) -> Fraction:
-    """`sqrt(value)` to `bits` bits, from integer square roots."""
+    """`sqrt(value)` to `bits` fraction bits, from integer square roots."""
     return Fraction(math.isqrt(value << (2 * bits)), 1 << bits)

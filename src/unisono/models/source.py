@@ -20,7 +20,7 @@ class ModelSource(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A string that changes when the source's bytes do (content hash, or path + size + time)."""
+        """Changes when the source's bytes do: a content hash, or path, size and time."""
         ...
 
     @property

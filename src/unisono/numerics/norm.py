@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unisono.numerics import compiled
 from unisono.numerics.fixed import align, reduce_rows, round_shift, square_root
 
 ROW_BITS = 30
@@ -36,6 +37,9 @@ def rms_norm(
     Returns:
         int64 [..., n] below 2**53 with the constant exponent `weight_exponent - 24`.
     """
+    out_exponent = torch.full_like(exponent, weight_exponent - NORMAL_BITS)
+    if compiled.usable(x):
+        return compiled.rms_norm(x, exponent, weight, epsilon), out_exponent
     n = x.shape[-1]
     row, row_exponent = reduce_rows(x, exponent, ROW_BITS)
     copy, copy_exponent = reduce_rows(row, row_exponent, SUM_BITS)
@@ -47,4 +51,4 @@ def rms_norm(
     root = square_root(mean + added).clamp(min=1)  # in units of 2**(copy_exponent - 8)
     inverse = (1 << 46) // root
     normal = round_shift(row * inverse, copy_exponent - row_exponent + (38 - NORMAL_BITS))
-    return normal * weight, torch.full_like(exponent, weight_exponent - NORMAL_BITS)
+    return normal * weight, out_exponent

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unisono.numerics import compiled
 from unisono.numerics.fixed import align, round_shift
 from unisono.numerics.tables import EXP_BITS, table
 
@@ -21,6 +22,8 @@ PROBABILITY_BITS = 28
 OUTPUT_BITS = 9
 HEAD_GUARD_BITS = 24
 _DIGIT = 14
+COMPILED_QUERIES = 4096
+"""Up to this many queries the compiled form wins over float64 matrix products."""
 
 
 def exp2_negative(distance: Tensor, bits: int) -> Tensor:
@@ -83,10 +86,43 @@ def attend(
     total = (sums[0] << _DIGIT) + sums[1]
     out = total.view(kv_heads, n, group, size) // (p.sum(-1, keepdim=True) >> OUTPUT_BITS)
 
-    out = out.permute(1, 0, 2, 3).reshape(n, heads, size)
-    head_exponent = highest.permute(1, 0, 2, 3).reshape(n, heads, 1)
+    return _join_heads(
+        out.permute(1, 0, 2, 3).reshape(n, heads, size),
+        highest.permute(1, 0, 2, 3).reshape(n, heads, 1),
+    )
+
+
+def _join_heads(out: Tensor, head_exponent: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring a row's heads [n, heads, size] to one exponent and put them side by side."""
     common = head_exponent.amax(1, keepdim=True)
     shift = (common - head_exponent).clamp(max=62)
-    out = round_shift(out << HEAD_GUARD_BITS, shift)
-    row_exponent = common.view(n, 1) - (OUTPUT_BITS + HEAD_GUARD_BITS)
-    return out.reshape(n, heads * size), row_exponent
+    joined = round_shift(out << HEAD_GUARD_BITS, shift)
+    return joined.flatten(1), common[..., 0] - (OUTPUT_BITS + HEAD_GUARD_BITS)
+
+
+def attend_causal(
+    queries: tuple[Tensor, Tensor],
+    keys: tuple[Tensor, Tensor],
+    values: tuple[Tensor, Tensor],
+    start: int,
+    first: int,
+    window: int,
+    scale: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """`attend` for consecutive queries, each seeing itself and what came before it.
+
+    Args:
+        queries: mantissas [n, heads, size] and exponents, of positions `start`, `start` + 1, …
+        keys, values: int16 mantissas [t, kv_heads, size] and exponents [t, kv_heads], of
+            positions `first`, `first` + 1, … up to the last query's.
+        window: how many positions a query sees, itself included; 0 is all.
+    """
+    n, device = queries[0].shape[0], queries[0].device
+    last = torch.arange(start + 1 - first, start + n + 1 - first, device=device)
+    begin = (last - window).clamp(min=0) if window else torch.zeros_like(last)
+    if compiled.usable(queries[0]) and n <= COMPILED_QUERIES:
+        out = compiled.attend(queries, keys, values, (begin, last), scale, table("exp2"))
+        return _join_heads(*out)
+    seen = torch.arange(keys[0].shape[0], device=device)
+    allowed = (seen >= begin[:, None]) & (seen < last[:, None])
+    return attend(*queries, *keys, *values, allowed, scale)

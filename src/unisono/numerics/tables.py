@@ -160,8 +160,6 @@ def digest() -> str:
 @cache
 def table(name: str, device: str = "cpu") -> Tensor:
     """A table as an int64 tensor on a device. `name`: exp2, gate, cosine or log2."""
-    import torch  # here, because the specification reads the tables and has no tensors
-
     import torch  # the gateway hashes tables without ever loading torch
 
     return torch.tensor(_TABLES[name](), dtype=torch.int64, device=device)

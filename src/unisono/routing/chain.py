@@ -47,10 +47,18 @@ CLAIM_SECONDS = 10.0
 
 
 class HopLost(WireError):
-    """The chain cannot go on; `node` is the hop to replace, if one is known to be at fault."""
+    """The chain cannot go on; `node` is the hop to replace."""
 
-    def __init__(self, message: str, node: NodeId | None) -> None:
+    def __init__(self, message: str, node: NodeId) -> None:
         super().__init__(message)
+        self.node = node
+
+
+class HopRefused(PeerRefused):
+    """A hop said no; `node` is the one."""
+
+    def __init__(self, message: str, code: str, node: NodeId) -> None:
+        super().__init__(message, code)
         self.node = node
 
 
@@ -87,7 +95,7 @@ class Chain:
         """Open the session on every hop, the last one first: each then finds its next.
 
         Raises:
-            PeerRefused: a hop is full (`code` "capacity") or refuses otherwise.
+            HopRefused: a hop is full (`code` "capacity") or refuses otherwise.
             HopLost: a hop cannot be reached.
         """
         for index in reversed(range(len(self.hops))):
@@ -135,9 +143,10 @@ class Chain:
         await stream.send(encode_frame(opened, body))
         reply, _ = decode_frame(await stream.receive())
         if isinstance(reply, Refused):
-            raise PeerRefused(f"node {hops[index].node[:8]}: {reply.message}", reply.code)
+            node = hops[index].node
+            raise HopRefused(f"node {node[:8]}: {reply.message}", reply.code, node)
         if isinstance(reply, Failed):
-            raise HopLost(reply.message, reply.peer)
+            raise self._lost(index, reply)
         if not isinstance(reply, Opened) or reply.session != self.session:
             raise PeerCheating(f"{type(reply).__name__} in reply to Open")
 
@@ -232,7 +241,7 @@ class Chain:
                     if not self._claims[index].done():
                         self._claims[index].set_result(message.joined(body))
                 elif isinstance(message, Failed):
-                    self._fail(HopLost(message.message, message.peer))
+                    self._fail(self._lost(index, message))
                 elif isinstance(message, Refused):
                     self._fail(HopLost(f"node {node[:8]}: {message.message}", node))
                 elif not isinstance(message, Pong):
@@ -267,6 +276,13 @@ class Chain:
                 except WireError as error:
                     self._fail(HopLost(f"node {node[:8]}: {error}", node))
                     return
+
+    def _lost(self, index: int, failed: Failed) -> HopLost:
+        """The hop to replace: the one that is named, if the chain has it, else the speaker."""
+        nodes = [hop.node for hop in self.hops]
+        named = failed.peer
+        at_fault = named if named is not None and named in nodes else nodes[index]
+        return HopLost(f"node {nodes[index][:8]} reports: {failed.message}", at_fault)
 
     def _fail(self, lost: HopLost) -> None:
         """Remember the first failure: later ones follow from it."""

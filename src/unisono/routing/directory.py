@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from unisono.clock import Clock
-from unisono.errors import PeerCheating, PeerRefused
+from unisono.errors import PeerCheating, PeerGone, PeerRefused
 from unisono.routing.placement import vacancy
 from unisono.types import LayerRange, ModelId, NodeId
 from unisono.wire.frames import decode_frame, encode_frame
@@ -16,6 +17,8 @@ log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 15.0
 """A node that does not announce itself this long is gone."""
+SILENCE_SECONDS = LEASE_SECONDS
+"""A stream on which nothing comes this long is closed."""
 MAX_NODES = 10_000
 _CLOCK_SKEW_MS = 5_000
 _RECORDS_PER_STREAM = 1 << 20
@@ -103,7 +106,11 @@ class Directory:
             WireError: the stream ended, or the peer broke the protocol.
         """
         for _ in range(_RECORDS_PER_STREAM):
-            message, _ = decode_frame(await stream.receive())
+            try:
+                async with asyncio.timeout(SILENCE_SECONDS):
+                    message, _ = decode_frame(await stream.receive())
+            except TimeoutError:
+                raise PeerGone(f"nothing came in {SILENCE_SECONDS:.0f} s") from None
             if isinstance(message, Ping):
                 await stream.send(encode_frame(Pong(message.nonce)))
                 continue
@@ -113,7 +120,7 @@ class Directory:
                 self.accept(message.record, stream.peer)
             except PeerRefused as refusal:
                 await stream.send(encode_frame(Refused(refusal.code, str(refusal))))
-                continue
+                raise
             given = self.assignment(message.record)
             model, layers = given or (None, None)
             await stream.send(encode_frame(Announced(int(LEASE_SECONDS * 1000), layers, model)))

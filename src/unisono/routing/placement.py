@@ -88,6 +88,6 @@ def _first_gap(records: Sequence[NodeRecord], layer_count: int) -> int:
     """The first layer that no chain of whole blocks from layer 0 reaches."""
     reached = {0}
     for record in sorted(records, key=lambda r: r.layers.start):
-        if record.layers.start in reached:
+        if record.layers.start in reached and record.layers.stop <= layer_count:
             reached.add(record.layers.stop)
     return min(max(reached), layer_count - 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 
@@ -14,10 +13,9 @@ from unisono.errors import (
     CapacityMissing,
     CoverageMissing,
     NetworkError,
-    PeerRefused,
     WireError,
 )
-from unisono.routing.chain import Chain, HopLost
+from unisono.routing.chain import Chain, HopLost, HopRefused
 from unisono.routing.directory import Directory
 from unisono.routing.network import NodeStatus
 from unisono.routing.placement import best_chain
@@ -89,7 +87,9 @@ class Swarm:
     def release(self, chain: Chain) -> None:
         """The chain's sessions no longer weigh on the choice of the next."""
         for hop in chain.hops:
-            self._extra[hop.node] = self._extra.get(hop.node, 1) - 1
+            left = self._extra.pop(hop.node, 0) - 1
+            if left > 0:
+                self._extra[hop.node] = left
 
     async def chain(
         self,
@@ -100,6 +100,8 @@ class Swarm:
     ) -> Chain:
         """Choose a chain and open it; hops that fail are left out and the choice repeated.
 
+        Hops that refuse are left out too, and asked again when no others are left.
+
         Raises:
             CoverageMissing, CapacityMissing: no chain is left.
         """
@@ -108,10 +110,22 @@ class Swarm:
         if count is None:
             raise CoverageMissing(f"model {request.model[:12]}… is not served here")
         full: NetworkError | None = None
-        for attempt in range(MAX_ATTEMPTS):
+        refusing: frozenset[NodeId] = frozenset()
+
+        def choose() -> tuple[NodeRecord, ...]:
             records = [self._weighed(r) for r in self.directory.records()]
+            return best_chain(records, request.model, count, positions, avoid | refusing)
+
+        for attempt in range(MAX_ATTEMPTS):
             try:
-                hops = best_chain(records, request.model, count, positions, avoid)
+                try:
+                    hops = choose()
+                except NetworkError:
+                    if not refusing:
+                        raise
+                    await self.clock.sleep(BACK_OFF_SECONDS * 2 ** (attempt - 1))
+                    refusing = frozenset()
+                    hops = choose()
             except CoverageMissing as error:
                 raise full or error from None
             chain = Chain(
@@ -122,19 +136,19 @@ class Swarm:
                 self._extra[hop.node] = self._extra.get(hop.node, 0) + 1
             try:
                 await chain.open()
-            except (PeerRefused, HopLost) as error:
+            except (HopRefused, HopLost) as error:
                 await chain.close()
                 self.release(chain)
                 log.info("attempt %d: %s", attempt + 1, error)
-                if isinstance(error, HopLost) and error.node is not None:
+                if isinstance(error, HopRefused):
+                    refusing |= {error.node}
+                    if error.code == "capacity":
+                        full = CapacityMissing(str(error))
+                else:
                     self.directory.suspect(error.node)
                     avoid |= {error.node}
-                    continue
-                if isinstance(error, PeerRefused) and error.code == "capacity":
-                    full = CapacityMissing(str(error))
-                await self.clock.sleep(BACK_OFF_SECONDS * 2**attempt)
                 continue
-            except asyncio.CancelledError:
+            except BaseException:
                 await chain.close()
                 self.release(chain)
                 raise
@@ -204,9 +218,8 @@ class RoutedAnswer:
         await self._release()
         if self.attempts >= MAX_ATTEMPTS:
             raise AnswerInterrupted(f"the answer failed {self.attempts} times, last: {lost}")
-        if lost.node is not None:
-            self._swarm.directory.suspect(lost.node)
-            self._avoid |= {lost.node}
+        self._swarm.directory.suspect(lost.node)
+        self._avoid |= {lost.node}
         try:
             await self.start()
         except NetworkError as error:

@@ -26,8 +26,11 @@ from unisono.wire.rows import encode_rows
 
 _ROWS = 256
 """Rows of one step of the replay."""
+_TOKEN_LIMIT = 1 << 32
+_NUMBER_LIMIT = 1 << 62
 
 FaultKind = Literal[
+    "malformed",
     "claim_signature",
     "gateway_signature",
     "request_altered",
@@ -68,7 +71,7 @@ Progress = Callable[[int, int], None]
 def verify(receipt: Receipt, store: ModelStore, progress: Progress | None = None) -> Verdict:
     """Check a receipt's signatures and consistency, then replay it from the weights.
 
-    INCONCLUSIVE: the model is not in the store.
+    INCONCLUSIVE: the model is not in the store, or damaged there.
     """
     started = time.perf_counter()
     try:
@@ -78,7 +81,10 @@ def verify(receipt: Receipt, store: ModelStore, progress: Progress | None = None
         if fault is not None:
             return Verdict("INVALID", fault, fault.message)
         return Verdict("INCONCLUSIVE", message=f"unknown model: {error}")
-    fault = check_form(receipt, model) or _replay(receipt, model, progress)
+    try:
+        fault = check_form(receipt, model) or _replay(receipt, model, progress)
+    except CorruptModel as error:
+        return Verdict("INCONCLUSIVE", message=f"damaged model: {error}")
     seconds = time.perf_counter() - started
     positions = len(receipt.request.prompt) + len(receipt.tokens) - 1
     if fault is not None:
@@ -92,6 +98,9 @@ def check_form(receipt: Receipt, model: StoredModel | None = None) -> Fault | No
     Signatures of hops come first, so that an altered request is reported as such and not as
     the broken signature that it also causes.
     """
+    problem = _out_of_bounds(receipt)
+    if problem is not None:
+        return Fault("malformed", f"malformed receipt: {problem}; no node signs such a thing")
     for claim in receipt.hops:
         if not claim.signature_is_good():
             return _fault(
@@ -122,6 +131,31 @@ def check_form(receipt: Receipt, model: StoredModel | None = None) -> Fault | No
             )
         )
     )
+
+
+def _out_of_bounds(receipt: Receipt) -> str | None:
+    """The first number that has no meaning, which would have no encoding or no replay."""
+    request = receipt.request
+    ids = {"a token of the prompt": request.prompt, "a token": receipt.tokens}
+    for name, tokens in (ids | {"a stop token": request.stop_tokens}).items():
+        if not all(0 <= t < _TOKEN_LIMIT for t in tokens):
+            return f"{name} is out of range"
+    numbers = {
+        "max_tokens": request.max_tokens,
+        "created": receipt.created,
+        "elapsed_us": receipt.elapsed_us,
+        "first_token_us": receipt.first_token_us,
+        "attempts": receipt.attempts,
+    }
+    for claim in receipt.hops:
+        facts = (claim.hop, claim.layers.start, claim.layers.stop, claim.positions)
+        numbers |= dict.fromkeys([f"a number in the claim of hop {claim.hop}"], max(facts))
+        if min(facts) < 0:
+            return f"a number in the claim of hop {claim.hop} is negative"
+    for name, number in numbers.items():
+        if not 0 <= number < _NUMBER_LIMIT:
+            return f"{name} is {number}"
+    return request.sampling.problem(_TOKEN_LIMIT)
 
 
 def _check_chain(receipt: Receipt) -> Fault | None:
@@ -191,6 +225,9 @@ def _replay(receipt: Receipt, model: StoredModel, progress: Progress | None) -> 
     vocabulary = model.manifest.config.vocabulary_size
     if not all(0 <= t < vocabulary for t in (*tokens, answer[-1])):
         return Fault("tokens_altered", f"a token id is outside the vocabulary of {vocabulary}")
+    problem = request.sampling.problem(vocabulary)
+    if problem is not None:
+        return Fault("malformed", f"malformed receipt: {problem}")
     incoming = [token_hash(t) for t in tokens]
     rows: torch.Tensor | None = None
     with torch.inference_mode():

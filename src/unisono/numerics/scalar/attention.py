@@ -67,7 +67,9 @@ def _attend_head(
     in_range(mantissa, 20)
     scores: list[int] = []
     for key, exponent in keys:
-        dot = exact_sum(in_range(q, 15) * in_range(k, 15) for q, k in zip(query[0], key, strict=True))
+        dot = exact_sum(
+            in_range(q, 15) * in_range(k, 15) for q, k in zip(query[0], key, strict=True)
+        )
         right = -(query[1] + exponent + scale_exponent + 16)
         scores.append(align(dot * mantissa, right, 40))
     top = max(scores)

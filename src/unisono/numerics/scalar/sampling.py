@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 from unisono.numerics.scalar.attention import MAX_DISTANCE, exp2_negative
 from unisono.numerics.scalar.fixed import Row, clamp, in_range, round_shift
@@ -58,9 +59,7 @@ def _base2_distance(below: int) -> int:
     return min(round_shift(min(below, MAX_DISTANCE) * LOG2_E, 16), MAX_DISTANCE)
 
 
-def adjust(
-    logits: Row, sampling: Sampling, prompt: Sequence[int], generated: Sequence[int]
-) -> Row:
+def adjust(logits: Row, sampling: Sampling, prompt: Sequence[int], generated: Sequence[int]) -> Row:
     """Logits (16 fraction bits) after penalties and bias, within ±2**42."""
     out = [in_range(x, 40) for x in logits]
     if sampling.repetition_penalty != Q16:
@@ -105,7 +104,7 @@ def choose(
     if sampling.top_p < Q16:
         threshold = sum(p[i] for i in kept) * sampling.top_p >> 16
         before, nucleus = 0, kept[:1]
-        for previous, token in zip(kept, kept[1:], strict=False):
+        for previous, token in pairwise(kept):
             before += p[previous]
             if before >= threshold:
                 break

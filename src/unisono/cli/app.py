@@ -1,0 +1,142 @@
+"""The verbs together: settings from variables and the file, errors as one line, exit codes."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from typing import Annotated, Any, NoReturn, cast
+
+import typer
+from typer.core import TyperGroup
+
+from unisono.cli import (
+    chat,
+    gateway,
+    models,
+    node,
+    perplexity,
+    run,
+    status,
+    up,
+    verify,
+)
+from unisono.cli.options import VERBOSE
+from unisono.cli.terminal import fail
+from unisono.config import Kind, config_file, load_config
+from unisono.errors import UnisonoError
+
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
+
+
+class Verbs(TyperGroup):
+    """The top level: ends every error of ours in one line and a fixed exit code."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        for name, command in self.commands.items():
+            _name_variables(command, name)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a verb. Exit codes: 1 for what went wrong, 130 for Ctrl-C, 143 for SIGTERM."""
+        try:
+            return super().invoke(ctx)
+        except UnisonoError as error:
+            if ctx.meta.get(VERBOSE):
+                logging.getLogger(__name__).exception("the command failed")
+            fail(str(error))
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            fail("stopped")
+            raise typer.Exit(INTERRUPTED) from error
+
+
+app = typer.Typer(
+    cls=Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=(
+        "[bold]Start here[/]: [cyan]unisono run \"The sea is\"[/]  ·  "
+        "Every flag is also a variable (--max-tokens: UNISONO_MAX_TOKENS, or UNISONO_RUN_MAX_TOKENS "
+        "for one verb) and a key of ~/.config/unisono/config.toml ($UNISONO_CONFIG) in the verb's "
+        "section, e.g. max-tokens = 128 under \\[run]. Flags come first, then variables, then the "
+        "file."
+    ),
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"unisono {version('unisono')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def unisono(
+    ctx: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Large language models from a network of nodes, with a receipt that anyone can check."""
+    del version
+    signal.signal(signal.SIGTERM, _terminate)
+    path = config_file()
+    if path is not None:
+        group = cast(Any, ctx.command)
+        known = {name: _keys(command) for name, command in group.commands.items()}
+        cast(Any, ctx).default_map = load_config(path, known)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    del number, frame
+    raise SystemExit(TERMINATED)
+
+
+def _name_variables(command: Any, verb: str) -> None:
+    """Give every flag its variables: `UNISONO_VERB_FLAG` and, for all verbs, `UNISONO_FLAG`."""
+    for parameter in command.params:
+        if parameter.param_type_name == "option" and parameter.name != "help":
+            flag = parameter.name.upper()
+            parameter.envvar = [f"UNISONO_{verb.upper()}_{flag}", f"UNISONO_{flag}"]
+            parameter.show_envvar = False
+    for child in getattr(command, "commands", {}).values():
+        _name_variables(child, verb)
+
+
+def _keys(command: Any) -> dict[str, Kind]:
+    """The keys that a verb's section of the file may have."""
+    kinds: dict[str, Kind] = {}
+    for parameter in command.params:
+        if parameter.param_type_name != "option" or parameter.name == "help":
+            continue
+        if parameter.is_flag:
+            kind = Kind.FLAG
+        elif parameter.multiple:
+            kind = Kind.TEXTS
+        else:
+            name = str(parameter.type.name)
+            kind = next((k for k in (Kind.INTEGER, Kind.NUMBER) if name.startswith(_NAMES[k])), Kind.TEXT)
+        kinds[parameter.name] = kind
+    return kinds
+
+
+_NAMES = {Kind.INTEGER: "integer", Kind.NUMBER: "float"}
+
+
+app.command()(run.run)
+app.command()(up.up)
+app.command()(node.node)
+app.command()(gateway.gateway)
+app.command()(chat.chat)
+app.command()(verify.verify)
+app.command()(perplexity.perplexity)
+app.add_typer(models.app, name="models")
+app.command()(status.status)

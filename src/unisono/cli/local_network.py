@@ -1,0 +1,252 @@
+"""A gateway in this process and node processes beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unisono.errors import ConfigurationError, UnisonoError
+
+if TYPE_CHECKING:
+    from unisono.compose.gateway import Front
+    from unisono.compose.local import LocalNode
+    from unisono.compose.node import NodeSettings
+    from unisono.models.store import StoredModel
+    from unisono.types import LayerRange, PeerAddress
+
+COVERAGE_SECONDS = 60.0
+FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0
+"""Seconds before a dead node is started again: doubled each time, up to the longest."""
+STEADY_SECONDS = 60.0
+"""A node that lived this long starts over with the first delay."""
+_LOOK_SECONDS = 0.2
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalSettings:
+    """How to run a local network."""
+
+    model: StoredModel
+    nodes: int = 3
+    spare: int = 0
+    transport: str = "iroh"
+    host: str = "127.0.0.1"
+    port: int = 0
+    api_keys: tuple[str, ...] = ()
+    state: Path | None = None
+    """Where keys and receipts are kept; None: they live as long as the network."""
+    restart: bool = False
+    """Whether nodes that die are started again."""
+    log_level: int = logging.WARNING
+
+
+class _Place:
+    """One node of the network, in whatever process it runs now."""
+
+    def __init__(self, number: int, settings: NodeSettings) -> None:
+        self.number, self.settings = number, settings
+        self.node: LocalNode | None = None
+
+    def __str__(self) -> str:
+        layers = self.settings.layers
+        return f"node {self.number} ({f'layers {layers}' if layers else 'spare'})"
+
+
+class LocalNetwork:
+    """Made by `local_network`."""
+
+    def __init__(self, settings: LocalSettings, front: Front, say: Say) -> None:
+        self._settings, self._say = settings, say
+        self.front = front
+        self._places: list[_Place] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._starting: asyncio.Future[None] | None = None
+
+    @property
+    def url(self) -> str:
+        """The gateway's address, without a path."""
+        assert self.front.server is not None
+        return self.front.server.url
+
+    @property
+    def join_address(self) -> PeerAddress:
+        """What other nodes join with."""
+        assert self.front.address is not None
+        return self.front.address
+
+    def processes(self) -> list[tuple[str, int]]:
+        """Each node's description and process id."""
+        return [(str(place), place.node.pid) for place in self._places if place.node is not None]
+
+    async def start(self) -> None:
+        """Bind, start the nodes, load the tokenizer meanwhile, and wait for all layers."""
+        from unisono.compose.node import NodeSettings
+        from unisono.routing.placement import even_blocks
+
+        settings = self._settings
+        even_blocks(settings.model.layer_count, settings.nodes)
+        address = await self.front.bind()
+        blocks: list[LayerRange | None] = [
+            *even_blocks(settings.model.layer_count, settings.nodes),
+            *[None] * settings.spare,
+        ]
+        for number, layers in enumerate(blocks):
+            key = settings.state / "keys" / f"node-{number}.key" if settings.state else None
+            self._places.append(
+                _Place(
+                    number,
+                    NodeSettings(
+                        model=settings.model.id,
+                        join=str(address),
+                        layers=layers,
+                        transport=settings.transport,
+                        key=str(key) if key else None,
+                    ),
+                )
+            )
+        owners = [place for place in self._places if place.settings.layers is not None]
+        # Starting a process waits for the fork server's imports: not in this loop's thread.
+        self._starting = asyncio.ensure_future(asyncio.to_thread(self._start_all, owners))
+        await self.front.start()
+        await asyncio.shield(self._starting)
+        await self._ready(owners)
+        await self.front.wait_for_coverage(COVERAGE_SECONDS)
+        spare = [place for place in self._places if place.settings.layers is None]
+        for place in spare:  # one after another: each is given what is least covered then
+            await asyncio.to_thread(self._start_all, [place])
+            await self._ready([place])
+        if settings.restart:
+            self._tasks = [asyncio.create_task(self._keep(place)) for place in self._places]
+
+    async def close(self) -> None:
+        """Stop everything; idempotent."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._tasks = []
+        if self._starting is not None:
+            await asyncio.gather(self._starting, return_exceptions=True)
+        nodes = [place.node for place in self._places if place.node is not None]
+        self._places = []
+        for node in nodes:
+            if node.address is None:
+                node.kill()  # it is still loading, and would finish that first
+        await asyncio.gather(*(node.stop() for node in nodes))
+        await self.front.close()
+
+    def _start_all(self, places: list[_Place]) -> None:
+        from unisono.compose.local import start_node
+
+        for place in places:
+            place.node = start_node(place.settings, log_level=self._settings.log_level)
+
+    async def _ready(self, places: list[_Place]) -> None:
+        waiting = [asyncio.create_task(place.node.ready()) for place in places if place.node]
+        try:
+            for task in waiting:
+                await task
+        finally:
+            for task in waiting:
+                task.cancel()
+
+    async def _keep(self, place: _Place) -> None:
+        """Start a node again whenever its process ends."""
+        loop = asyncio.get_running_loop()
+        delay, since = FIRST_DELAY, loop.time()
+        while True:
+            node = place.node
+            while node is not None and node.process.is_alive():
+                await asyncio.sleep(_LOOK_SECONDS)
+            if node is not None:
+                if loop.time() - since > STEADY_SECONDS:
+                    delay = FIRST_DELAY
+                self._say(
+                    f"{place}, process {node.pid}, ended {_ending(node.process.exitcode)}; "
+                    f"starting it again in {delay:.0f} s"
+                )
+                await node.stop()
+                place.node = None
+            await asyncio.sleep(delay)
+            delay, since = min(LONGEST_DELAY, 2 * delay), loop.time()
+            try:
+                # a cancelled start must not leave a process that nobody knows
+                self._starting = asyncio.ensure_future(asyncio.to_thread(self._start_all, [place]))
+                await asyncio.shield(self._starting)
+                await self._ready([place])
+            except UnisonoError as error:
+                self._say(f"{place} does not start: {error}")
+                continue
+            assert place.node is not None
+            self._say(f"{place} is back as process {place.node.pid}")
+
+
+def _ending(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"by signal {-code}"
+    return f"with exit code {code}"
+
+
+@asynccontextmanager
+async def local_network(settings: LocalSettings, say: Say) -> AsyncIterator[LocalNetwork]:
+    """A running network that covers the model; everything ends with the block.
+
+    Raises:
+        UnisonoError: a part cannot start.
+    """
+    import anyio
+
+    from unisono.compose.gateway import Front, FrontSettings
+
+    state = settings.state
+    front = Front(
+        FrontSettings(
+            model=settings.model.id,
+            blocks=settings.nodes,
+            host=settings.host,
+            port=settings.port,
+            transport=settings.transport,
+            key=str(state / "keys" / "gateway.key") if state else None,
+            receipts=str(state / "receipts.sqlite") if state else None,
+            api_keys=settings.api_keys,
+        )
+    )
+    network = LocalNetwork(settings, front, say)
+    try:
+        await network.start()
+        yield network
+    finally:
+        with anyio.CancelScope(shield=True):
+            await network.close()
+
+
+@contextmanager
+def running(settings: LocalSettings, say: Say) -> Iterator[LocalNetwork]:
+    """A local network on a thread of its own, for a caller that reads, prints and waits.
+
+    Ctrl-C reaches the caller's thread, leaves the block, and so ends the network.
+
+    Raises:
+        ConfigurationError: more nodes than layers.
+        UnisonoError: a part cannot start.
+    """
+    from anyio.from_thread import start_blocking_portal
+
+    layers = settings.model.layer_count
+    if settings.nodes > layers:
+        raise ConfigurationError(
+            f"'{settings.model.name}' has {layers} layers, too few for {settings.nodes} nodes: "
+            f"choose --nodes between 1 and {layers}"
+        )
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(local_network(settings, say)) as network,
+    ):
+        yield network

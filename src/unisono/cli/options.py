@@ -1,0 +1,77 @@
+"""Flags that several verbs share."""
+
+from __future__ import annotations
+
+import logging
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+VERBOSE = "unisono.verbose"
+"""Where a context notes that the user wants logs and tracebacks."""
+DEFAULT_MODEL = "gemma-3-270m"
+"""As in `models.catalog`, which takes too long to load for `--help`."""
+
+
+class TransportName(str, Enum):
+    """How nodes reach each other."""
+
+    iroh = "iroh"
+    tcp = "tcp"
+
+
+def _set_verbose(ctx: typer.Context, value: bool) -> bool:
+    ctx.meta[VERBOSE] = value
+    logging.basicConfig(
+        level=logging.INFO if value else logging.ERROR,
+        format="%(asctime)s %(name)s: %(message)s" if value else "%(message)s",
+    )
+    return value
+
+
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", callback=_set_verbose, help="Show logs and tracebacks."),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A catalog name, model id, .gguf file, folder with config.json, or owner/name "
+        "on the Hugging Face hub.",
+    ),
+]
+Nodes = Annotated[
+    int, typer.Option("--nodes", "-n", min=1, help="How many node processes share the model.")
+]
+Transport = Annotated[
+    TransportName, typer.Option("--transport", help="How nodes reach each other.")
+]
+MaxTokens = Annotated[
+    int, typer.Option("--max-tokens", min=1, help="The longest answer, in tokens.")
+]
+Temperature = Annotated[
+    float, typer.Option("--temperature", min=0.0, max=2.0, help="0 takes the likeliest token.")
+]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, help="The same seed gives the same tokens, anywhere.")
+]
+ApiKeys = Annotated[
+    list[str] | None,
+    typer.Option("--api-key", help="A key that clients must bring; repeat it for several."),
+]
+Host = Annotated[str, typer.Option("--host", help="The HTTP address to listen on.")]
+Port = Annotated[
+    int, typer.Option("--port", "-p", min=0, max=65535, help="The HTTP port; 0 picks a free one.")
+]
+BaseUrl = Annotated[
+    str | None, typer.Option("--base-url", help="A gateway, e.g. http://127.0.0.1:8000.")
+]
+ApiKey = Annotated[
+    str | None, typer.Option("--api-key", help="The key that the gateway asks for.")
+]

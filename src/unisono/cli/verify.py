@@ -1,0 +1,90 @@
+"""`unisono verify`: replay a receipt alone and say whether it holds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unisono.cli import options as o
+
+
+def verify(
+    receipt: Annotated[
+        str,
+        typer.Argument(help="A file, - for stdin, or a URL such as http://HOST/v1/receipts/ID."),
+    ],
+    api_key: o.ApiKey = None,
+    as_json: o.Json = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Check a receipt: signatures, then a replay of the whole answer from the weights.
+
+    Prints VALID, or INVALID with what is wrong, at which hop, layers and position, and the node
+    that signed it. Exit code 0 for VALID, 1 for everything else.
+
+    [bold]Examples[/]
+
+    [cyan]unisono verify receipt.json[/]
+
+    [cyan]unisono verify http://127.0.0.1:8000/v1/receipts/91ce58843b9a48dd185bd096f0879898[/]
+
+    [cyan]curl -s $URL | unisono verify - --json | jq .verdict[/]
+    """
+    del verbose
+    import msgspec
+
+    from unisono.cli.replay import Judgement, replay_receipt, show_verdict
+    from unisono.cli.terminal import err
+    from unisono.errors import ReceiptError
+    from unisono.verification.receipt import from_json, to_json
+
+    try:
+        read = from_json(_read(receipt, api_key))
+    except ReceiptError as error:
+        if as_json:
+            _print_json({"verdict": "INCONCLUSIVE", "message": str(error), "receipt_id": None})
+            raise typer.Exit(1) from error
+        raise
+    with err.status("Replaying the answer …") as waiting:
+        judged = replay_receipt(
+            lambda done, total, what: waiting.update(f"Replaying the answer: {done}/{total} {what}"),
+            to_json(read).decode(),
+        )
+    judgement = msgspec.json.decode(judged, type=Judgement)
+    if as_json:
+        _print_json(msgspec.to_builtins(judgement) | {"receipt_id": read.id})
+    else:
+        show_verdict(judgement)
+    raise typer.Exit(0 if judgement.valid else 1)
+
+
+def _print_json(report: dict[str, Any]) -> None:
+    import msgspec
+
+    sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+
+
+def _read(where: str, api_key: str | None) -> bytes:
+    from unisono.errors import ReceiptError
+    from unisono.verification.receipt import MAX_BYTES
+
+    if where.startswith(("http://", "https://")):
+        from unisono.cli.client import GatewayClient
+
+        base, _, name = where.partition("/v1/receipts/")
+        if not name:
+            raise ReceiptError(f"'{where}' names no receipt: expected http://HOST/v1/receipts/ID")
+        with GatewayClient(base, api_key) as client:
+            return client.receipt(name)
+    try:
+        if where == "-":
+            return sys.stdin.buffer.read(MAX_BYTES + 1)
+        with Path(where).open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ReceiptError(
+            f"cannot read the receipt {where}: {error.strerror}; give a file, a URL or -"
+        ) from error

@@ -1,0 +1,82 @@
+"""Integers, rows and weights for property tests: every magnitude is as likely as every other,
+and the edges of each range come often."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+from torch import Tensor
+
+from unisono.numerics import linear, scalar
+
+some = settings(max_examples=60, deadline=None)
+many = settings(max_examples=250, deadline=None)
+
+EXPONENTS = st.integers(-120, 60)
+"""Exponents far beyond those of any real model."""
+
+
+def integers(bits: int) -> SearchStrategy[int]:
+    """Signed integers whose magnitude has at most `bits` bits."""
+
+    def build(length: int, raw: int, negative: bool) -> int:
+        size = raw >> (bits - length)
+        return -size if negative else size
+
+    top = (1 << bits) - 1
+    edges = [0, 1, -1, top, -top, top >> 1, (top >> 1) + 1, -(top >> 1) - 1]
+    drawn = st.builds(build, st.integers(0, bits), st.integers(0, top), st.booleans())
+    return st.one_of(drawn, st.sampled_from(edges))
+
+
+def rows(bits: int, least: int = 1, most: int = 24) -> SearchStrategy[list[int]]:
+    """Rows of 1 to 24 such integers."""
+    return st.lists(integers(bits), min_size=least, max_size=most)
+
+
+def tensor(values: object) -> Tensor:
+    """An int64 tensor."""
+    return torch.tensor(values, dtype=torch.int64)
+
+
+@st.composite
+def matrices(draw: st.DrawFn, outputs: int, inputs: int) -> scalar.Matrix:
+    """A grouped matrix with random, extreme or no weights."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1 << 32)))
+    values = torch.randint(-127, 128, (outputs, inputs), generator=generator)
+    multipliers = torch.randint(0, 65536, (outputs, inputs // 32), generator=generator)
+    kind = draw(st.sampled_from(["random", "random", "extreme", "small", "zero"]))
+    if kind == "extreme":
+        values, multipliers = values.sign() * 127, torch.full_like(multipliers, 65535)
+    elif kind == "small":
+        multipliers = multipliers % 3
+    elif kind == "zero":
+        values = torch.zeros_like(values)
+    exponent = draw(st.integers(-60, 20))
+    return scalar.Matrix(values.tolist(), multipliers.tolist(), exponent)
+
+
+def torch_matrix(matrix: scalar.Matrix) -> linear.Matrix:
+    """The same matrix for the vectorised operators."""
+    return linear.Matrix(
+        torch.tensor(matrix.values, dtype=torch.int8),
+        torch.tensor(matrix.multipliers, dtype=torch.int32).to(torch.uint16),
+        matrix.exponent,
+    )
+
+
+def torch_vector(vector: scalar.Vector) -> linear.Vector:
+    """The same vector for the vectorised operators."""
+    return linear.Vector(tensor(vector.values), vector.exponent)
+
+
+def scaled(rows: list[scalar.Scaled]) -> tuple[list[list[int]], list[list[int]]]:
+    """Rows and exponents as a vectorised operator returns them, as lists."""
+    return [row for row, _ in rows], [[exponent] for _, exponent in rows]
+
+
+def lists(rows: tuple[Tensor, Tensor]) -> tuple[list[list[int]], list[list[int]]]:
+    """What a vectorised operator returned, as lists."""
+    return rows[0].tolist(), rows[1].tolist()

@@ -1,0 +1,95 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.numerics.drawn import (
+    EXPONENTS,
+    integers,
+    lists,
+    matrices,
+    rows,
+    scaled,
+    some,
+    tensor,
+    torch_matrix,
+    torch_vector,
+)
+from unisono.numerics import scalar
+from unisono.numerics.linear import linear, product
+
+pytestmark = pytest.mark.usefixtures("form")
+
+
+@some
+@given(st.data(), st.integers(1, 3), st.integers(1, 9), st.integers(1, 3))
+def test_products_equal_the_specification(
+    data: st.DataObject, count: int, outputs: int, groups: int
+) -> None:
+    matrix = data.draw(matrices(outputs, 32 * groups))
+    x = [data.draw(rows(15, 32 * groups, 32 * groups)) for _ in range(count)]
+    expected = [scalar.product(row, matrix) for row in x]
+    assert product(tensor(x), torch_matrix(matrix)).tolist() == expected
+
+
+@some
+@given(st.data(), EXPONENTS, st.booleans())
+def test_a_linear_layer_equals_the_specification(
+    data: st.DataObject, exponent: int, biased: bool
+) -> None:
+    matrix = data.draw(matrices(5, 32))
+    x = [data.draw(rows(62, 32, 32)) for _ in range(2)]
+    bias = None
+    if biased:
+        bias = scalar.Vector(data.draw(rows(24, 5, 5)), data.draw(st.integers(-100, 60)))
+    expected = [scalar.linear(row, exponent, matrix, bias) for row in x]
+    got = linear(
+        tensor(x),
+        torch.full((2, 1), exponent),
+        torch_matrix(matrix),
+        torch_vector(bias) if bias else None,
+    )
+    assert lists(got) == scaled(expected)
+
+
+@some
+@given(st.data())
+def test_effective_weights_in_float64_give_the_same_products_as_the_kernel(
+    data: st.DataObject,
+) -> None:
+    matrix = torch_matrix(data.draw(matrices(7, 64)))
+    x = tensor([data.draw(rows(15, 64, 64))])
+    wide = x.to(torch.float64) @ matrix.effective(0, 7).t()
+    assert torch.equal(wide.to(torch.int64), product(x, matrix))
+
+
+def test_the_largest_sums_of_the_widest_matrix_are_exact_in_float64() -> None:
+    inputs = 32768
+    matrix = torch_matrix(scalar.Matrix([[127] * inputs], [[65535] * (inputs // 32)], 0))
+    x = torch.full((1, inputs), 32767)
+    exact = 32767 * 127 * 65535 * inputs
+    assert exact < 1 << 53
+    assert product(x, matrix).tolist() == [[exact]]
+    assert int(x.to(torch.float64) @ matrix.effective(0, 1)[0]) == exact
+
+
+def test_the_specification_refuses_a_matrix_wider_than_the_proof() -> None:
+    matrix = scalar.Matrix([[1] * 32800], [[1] * 1025], 0)
+    with pytest.raises(OverflowError, match="32,768"):
+        scalar.product([1] * 32800, matrix)
+
+
+@some
+@given(integers(24), st.integers(-40, -20), st.integers(-30, 0))
+def test_a_bias_is_added_at_the_exponent_of_the_sum(
+    bias: int, matrix_exponent: int, bias_exponent: int
+) -> None:
+    matrix = scalar.Matrix([[1] + [0] * 31], [[1]], matrix_exponent)
+    row, exponent = linear(
+        tensor([[32767] + [0] * 31]),
+        tensor([[0]]),
+        torch_matrix(matrix),
+        torch_vector(scalar.Vector([bias], bias_exponent)),
+    )
+    want = 32767 * 2.0**matrix_exponent + bias * 2.0**bias_exponent
+    assert abs(row.item() * 2.0 ** exponent.item() - want) <= 2.0 ** (matrix_exponent - 1)

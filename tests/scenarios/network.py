@@ -1,0 +1,388 @@
+"""A whole network in one process: nodes with engines of their own, a directory, a swarm."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import Any
+
+import msgspec
+import torch
+
+from unisono.clock import Clock, SystemClock
+from unisono.errors import WireError
+from unisono.execution.engine import Engine
+from unisono.execution.worker import Worker
+from unisono.models.decoder import Decoder, Segment
+from unisono.models.loading import load_block
+from unisono.models.store import StoredModel
+from unisono.models.weights import BlockWeights
+from unisono.routing.directory import Directory
+from unisono.routing.placement import even_blocks
+from unisono.routing.swarm import Swarm
+from unisono.types import Q16, GenerationRequest, LayerRange, Sampling
+from unisono.verification.receipt import VERSION, Receipt
+from unisono.wire.claims import HopClaim
+from unisono.wire.frames import decode_frame, encode_frame
+from unisono.wire.identity import Identity
+from unisono.wire.messages import Message, Open
+from unisono.wire.transports.base import Stream
+from unisono.wire.transports.memory import MemoryNetwork
+
+PROMPT = tuple((7 * i * i + 11 * i + 3) % 300 for i in range(20))
+
+SAMPLINGS = {
+    "greedy": Sampling(),
+    "seeded": Sampling(temperature=Q16, seed=11),
+    "narrowed": Sampling(temperature=2 * Q16, top_k=40, top_p=62000, min_p=300, seed=5),
+    "penalised": Sampling(
+        temperature=Q16,
+        repetition_penalty=80000,
+        presence_penalty=20000,
+        frequency_penalty=9000,
+        logit_bias=((3, 90000), (17, -200000)),
+        seed=2**62 + 1,
+    ),
+}
+
+
+def request_for(model: StoredModel, **changes: Any) -> GenerationRequest:
+    """Twelve seeded tokens after a prompt of twenty, unless changed."""
+    fields: dict[str, Any] = {
+        "model": model.id,
+        "prompt": PROMPT,
+        "max_tokens": 12,
+        "sampling": SAMPLINGS["seeded"],
+    }
+    return GenerationRequest(**(fields | changes))
+
+
+@cache
+def weights(model: StoredModel, layers: LayerRange) -> BlockWeights:
+    """A block's weights, read once for all tests."""
+    return load_block(model, layers)
+
+
+MakeDecoder = Callable[[StoredModel, LayerRange], Decoder]
+
+
+def honest(model: StoredModel, layers: LayerRange) -> Decoder:
+    """The decoder of a node that does as it should."""
+    return Decoder(model.manifest.config, weights(model, layers))
+
+
+class WrongWeights(Decoder):
+    """One layer's MLP has the weights of no model."""
+
+    def _layer(self, i: int, rows: torch.Tensor, *rest: Any) -> torch.Tensor:
+        out = super()._layer(i, rows, *rest)
+        wrong = i == self.weights.layers.stop - 1
+        return out + (out - rows) // 64 if wrong else out
+
+
+class SkippedLayer(Decoder):
+    """The block's last layer is left out, which saves its work."""
+
+    def _layer(self, i: int, rows: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return rows if i == self.weights.layers.stop - 1 else super()._layer(i, rows, *rest)
+
+
+class OtherPrompt(Decoder):
+    """Computes with another second token than it was given, and than it signs for."""
+
+    def embed(self, ids: Sequence[int]) -> torch.Tensor:
+        known = [PROMPT[5] if t == PROMPT[1] else t for t in ids]
+        return super().embed(known)
+
+
+class WrongToken(Decoder):
+    """Says something else than its own rows say."""
+
+    def logits(self, rows: torch.Tensor) -> torch.Tensor:
+        return super().logits(rows).roll(1, dims=-1)
+
+
+class AlteredRow(Decoder):
+    """One value of the row at one position is off by one."""
+
+    position = 9
+
+    def forward(self, rows: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
+        out = super().forward(rows, segments).clone()
+        first = 0
+        for s in segments:
+            if s.start <= self.position < s.start + s.count:
+                out[first + self.position - s.start, 7] += 1
+            first += s.count
+        return out
+
+
+def cheat(kind: type[Decoder]) -> MakeDecoder:
+    """A node that computes with `kind` in place of `Decoder`."""
+    return lambda model, layers: kind(model.manifest.config, weights(model, layers))
+
+
+class TinyNode:
+    """One node of the network."""
+
+    def __init__(
+        self,
+        network: TinyNetwork,
+        layers: LayerRange,
+        make: MakeDecoder = honest,
+        kv_bytes: int = 8 << 20,
+        worker: type[Worker] = Worker,
+    ) -> None:
+        self.identity = Identity.generate()
+        self.layers = layers
+        self.engine = Engine(make(network.model, layers))
+        self._network = network
+        self._kv_bytes = kv_bytes
+        self._worker_kind = worker
+        self.transport = network.hub.transport(self.identity)
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self.address = await self.transport.bind()
+        self.worker = self._worker_kind(
+            self.engine,
+            self._network.model.id,
+            self.identity,
+            self.transport,
+            self.address,
+            kv_bytes=self._kv_bytes,
+            clock=self._network.clock,
+        )
+        self._serving = asyncio.create_task(self.transport.serve(self.worker.handle))
+        self.announce()
+
+    def announce(self) -> None:
+        """Renew the lease."""
+        self._network.directory.accept(self.worker.record(), self.identity.node_id)
+
+    def kill(self) -> None:
+        """Vanish without a word."""
+        self._network.hub.kill(self.identity.node_id)
+
+    async def close(self) -> None:
+        if self._serving is not None:
+            self._serving.cancel()
+        await self.transport.close()
+        await self.engine.close()
+
+
+class TinyNetwork:
+    """Nodes, and a gateway that routes over them."""
+
+    def __init__(self, model: StoredModel, clock: Clock | None = None) -> None:
+        self.model = model
+        self.clock = clock or SystemClock()
+        self.hub = MemoryNetwork(self.clock)
+        self.gateway = Identity.generate()
+        self.transport = self.hub.transport(self.gateway)
+        self.directory = Directory(self.clock, {model.id: (LayerRange(0, model.layer_count),)})
+        self.swarm = Swarm(
+            self.transport,
+            self.gateway.node_id,
+            self.directory,
+            {model.id: model.layer_count},
+            self.clock,
+        )
+        self.nodes: list[TinyNode] = []
+
+    async def add(self, layers: LayerRange, **options: Any) -> TinyNode:
+        """Start one more node."""
+        node = TinyNode(self, layers, **options)
+        self.nodes.append(node)
+        await node.start()
+        return node
+
+    @property
+    def sessions(self) -> int:
+        """Sessions that nodes hold, all together."""
+        return sum(node.worker.sessions for node in self.nodes)
+
+    async def idle(self) -> None:
+        """Wait until no node holds a session.
+
+        Raises:
+            AssertionError: some do, after five seconds.
+        """
+        for _ in range(1000):
+            if self.sessions == 0:
+                assert all(n.worker.free_positions == n.worker._capacity for n in self.nodes)
+                return
+            await asyncio.sleep(0.005)
+        raise AssertionError(f"{self.sessions} sessions are left after five seconds")
+
+    async def answer(
+        self,
+        request: GenerationRequest,
+        *,
+        on_token: Callable[[int], None] | None = None,
+        before_finish: Callable[[], None] | None = None,
+    ) -> Answered:
+        """A whole answer with its claims; `on_token` is told how many tokens there are."""
+        answer = await self.swarm.open(request)
+        tokens: list[int] = []
+        try:
+            async for token in answer:
+                assert token.position == len(request.prompt) + len(tokens)
+                tokens.append(token.token)
+                if on_token is not None:
+                    on_token(len(tokens))
+            if before_finish is not None:
+                before_finish()
+            claims = await answer.finish(len(tokens))
+        finally:
+            await answer.cancel()
+        return Answered(self, request, tuple(tokens), claims, answer.attempts)
+
+    async def connect(self, identity: Identity | None = None) -> Peer:
+        """A peer of its own, for tests that speak the protocol themselves."""
+        transport = self.hub.transport(identity or Identity.generate())
+        await transport.bind()
+        return Peer(transport)
+
+    async def close(self) -> None:
+        await self.swarm.close()
+        for node in self.nodes:
+            await node.close()
+        await self.transport.close()
+
+
+class Answered:
+    """What an answer left behind."""
+
+    def __init__(
+        self,
+        network: TinyNetwork,
+        request: GenerationRequest,
+        tokens: tuple[int, ...],
+        claims: tuple[HopClaim, ...],
+        attempts: int,
+    ) -> None:
+        self.request = request
+        self.tokens = tokens
+        self.claims = claims
+        self.attempts = attempts
+        self._gateway = network.gateway
+
+    def receipt(self, **changes: Any) -> Receipt:
+        """The receipt as a gateway makes it."""
+        stopped = self.tokens[-1] in self.request.stop_tokens
+        fields: dict[str, Any] = {
+            "version": VERSION,
+            "request": self.request,
+            "tokens": self.tokens,
+            "finish_reason": "stop" if stopped else "length",
+            "hops": self.claims,
+            "gateway": self._gateway.node_id,
+            "created": 1_700_000_000,
+            "elapsed_us": 120_000,
+            "first_token_us": 40_000,
+            "attempts": self.attempts,
+        }
+        return Receipt(**(fields | changes)).signed_by(self._gateway)
+
+
+class Peer:
+    """Someone who dials nodes and sends what they like."""
+
+    def __init__(self, transport: Any) -> None:
+        self.transport = transport
+        self.node_id = transport.node_id
+
+    async def dial(self, node: TinyNode) -> Stream:
+        return await self.transport.dial(node.address)
+
+    async def ask(self, node: TinyNode, message: Message, body: bytes = b"") -> Message:
+        """The first reply to a message on a new stream, which is then closed."""
+        stream = await self.dial(node)
+        try:
+            await stream.send(encode_frame(message, body))
+            return await receive(stream)
+        finally:
+            await stream.close()
+
+
+async def receive(stream: Stream) -> Message:
+    """The next message.
+
+    Raises:
+        WireError: the stream ended.
+    """
+    async with asyncio.timeout(10):
+        return decode_frame(await stream.receive())[0]
+
+
+async def is_dropped(stream: Stream) -> bool:
+    """Whether the other side ends the stream, whatever it says before."""
+    with contextlib.suppress(TimeoutError):
+        try:
+            while True:
+                await receive(stream)
+        except WireError:
+            return True
+    return False
+
+
+def open_message(network: TinyNetwork, node: TinyNode, gateway: str, **changes: Any) -> Open:
+    """An `Open` that `node` accepts as the only hop of a session, unless changed."""
+    fields: dict[str, Any] = {
+        "session": "5e" * 16,
+        "request_hash": "4e" * 32,
+        "gateway": gateway,
+        "model": network.model.id,
+        "layers": node.layers,
+        "hop": 0,
+        "hops": 1,
+        "next": None,
+        "first": None,
+        "sampling": Sampling(),
+        "prompt": 4,
+        "positions": 12,
+        "start": 4,
+        "max_tokens": 8,
+        "stop_tokens": (),
+        "top_logprobs": -1,
+    }
+    return Open(**(fields | changes))
+
+
+def tokens_body(*tokens: int) -> bytes:
+    """The body of an `Open`."""
+    return b"".join(t.to_bytes(4, "little") for t in tokens)
+
+
+def with_sampling(request: GenerationRequest, name: str) -> GenerationRequest:
+    """The same request with one of `SAMPLINGS`."""
+    return msgspec.structs.replace(request, sampling=SAMPLINGS[name])
+
+
+@asynccontextmanager
+async def tiny_network(
+    model: StoredModel,
+    blocks: int | Sequence[LayerRange] = 3,
+    *,
+    spares: int = 0,
+    make: dict[int, MakeDecoder] | None = None,
+    clock: Clock | None = None,
+    **options: Any,
+) -> AsyncIterator[TinyNetwork]:
+    """A running network of one node per block, and `spares` more nodes for every block.
+
+    `make`: for some nodes, by index, a decoder that is not the honest one.
+    """
+    network = TinyNetwork(model, clock)
+    cut = even_blocks(model.layer_count, blocks) if isinstance(blocks, int) else tuple(blocks)
+    try:
+        await network.transport.bind()
+        for index, layers in enumerate(cut * (1 + spares)):
+            await network.add(layers, make=(make or {}).get(index, honest), **options)
+        yield network
+    finally:
+        await network.close()
