@@ -32,7 +32,7 @@ class Kind(Enum):
     INTEGER = "a whole number"
     NUMBER = "a number"
     TEXT = "a text in quotes"
-    TEXTS = "a list of texts, such as [\"a\", \"b\"]"
+    TEXTS = 'a list of texts, such as ["a", "b"]'
 
     def fits(self, value: object) -> bool:
         """Whether a TOML value is of this kind."""
@@ -76,9 +76,7 @@ def config_file() -> Path | None:
     return path if path.is_file() else None
 
 
-def load_config(
-    path: Path, known: Mapping[str, Mapping[str, Kind]]
-) -> dict[str, dict[str, Value]]:
+def load_config(path: Path, known: Mapping[str, Mapping[str, Kind]]) -> dict[str, dict[str, Value]]:
     """The settings of a TOML file: section → key → value, keys spelled with underscores.
 
     Args:
@@ -109,9 +107,7 @@ def load_config(
     return settings
 
 
-def _value(
-    path: Path, section: str, key: str, value: object, known: Mapping[str, Kind]
-) -> Value:
+def _value(path: Path, section: str, key: str, value: object, known: Mapping[str, Kind]) -> Value:
     kind = known.get(key.replace("-", "_"))
     if kind is None:
         names = ", ".join(name.replace("_", "-") for name in known)

@@ -60,7 +60,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=(
-        "[bold]Start here[/]: [cyan]unisono run \"The sea is\"[/]  ·  "
+        '[bold]Start here[/]: [cyan]unisono run "The sea is"[/]  ·  '
         "Every flag is also a variable (--max-tokens: UNISONO_MAX_TOKENS, or UNISONO_RUN_MAX_TOKENS "
         "for one verb) and a key of ~/.config/unisono/config.toml ($UNISONO_CONFIG) in the verb's "
         "section, e.g. max-tokens = 128 under \\[run]. Flags come first, then variables, then the "
@@ -123,7 +123,9 @@ def _keys(command: Any) -> dict[str, Kind]:
             kind = Kind.TEXTS
         else:
             name = str(parameter.type.name)
-            kind = next((k for k in (Kind.INTEGER, Kind.NUMBER) if name.startswith(_NAMES[k])), Kind.TEXT)
+            kind = next(
+                (k for k in (Kind.INTEGER, Kind.NUMBER) if name.startswith(_NAMES[k])), Kind.TEXT
+            )
         kinds[parameter.name] = kind
     return kinds
 

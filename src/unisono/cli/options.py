@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Annotated
 
 import typer
@@ -14,7 +14,7 @@ DEFAULT_MODEL = "gemma-3-270m"
 """As in `models.catalog`, which takes too long to load for `--help`."""
 
 
-class TransportName(str, Enum):
+class TransportName(StrEnum):
     """How nodes reach each other."""
 
     iroh = "iroh"
@@ -72,6 +72,4 @@ Port = Annotated[
 BaseUrl = Annotated[
     str | None, typer.Option("--base-url", help="A gateway, e.g. http://127.0.0.1:8000.")
 ]
-ApiKey = Annotated[
-    str | None, typer.Option("--api-key", help="The key that the gateway asks for.")
-]
+ApiKey = Annotated[str | None, typer.Option("--api-key", help="The key that the gateway asks for.")]

@@ -107,7 +107,9 @@ def run(
 
         judgement = replayed(
             receipt,
-            lambda done, total, what: waiting.update(f"Checking the receipt: {done}/{total} {what}"),
+            lambda done, total, what: waiting.update(
+                f"Checking the receipt: {done}/{total} {what}"
+            ),
         )
     if as_json:
         report = {

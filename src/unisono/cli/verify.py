@@ -50,7 +50,9 @@ def verify(
         raise
     with err.status("Replaying the answer …") as waiting:
         judged = replay_receipt(
-            lambda done, total, what: waiting.update(f"Replaying the answer: {done}/{total} {what}"),
+            lambda done, total, what: waiting.update(
+                f"Replaying the answer: {done}/{total} {what}"
+            ),
             to_json(read).decode(),
         )
     judgement = msgspec.json.decode(judged, type=Judgement)

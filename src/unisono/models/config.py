@@ -12,6 +12,9 @@ import msgspec
 
 from unisono.errors import UnsupportedModel
 
+MAX_CONTEXT = 1 << 18
+"""Positions that integer attention is proven exact for; loaders cut longer contexts to it."""
+
 
 class RopeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Rotary position embedding over the two halves of a head (GPT-NeoX order).
@@ -89,7 +92,7 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if self.vocabulary_size > 1 << 20:
             raise UnsupportedModel("vocabularies above 1,048,576 tokens are not supported")
-        if self.context_length > 1 << 18:
+        if self.context_length > MAX_CONTEXT:
             raise UnsupportedModel("contexts above 262,144 positions are not supported")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unisono.errors import CorruptModel, UnsupportedModel
-from unisono.models.config import DecoderConfig, RopeConfig, tensor_shapes
+from unisono.models.config import MAX_CONTEXT, DecoderConfig, RopeConfig, tensor_shapes
 from unisono.models.decimals import single_string
 from unisono.models.fingerprint import files_fingerprint
 from unisono.models.gguf_file import GgufFile
@@ -250,7 +250,7 @@ class _Reading:
                 kv_head_count=self._integer("attention.head_count_kv", heads),
                 head_size=size,
                 mlp_size=self._integer("feed_forward_length"),
-                context_length=self._integer("context_length"),
+                context_length=min(MAX_CONTEXT, self._integer("context_length")),
                 norm_epsilon=self._string("attention.layer_norm_rms_epsilon"),
                 activation="gelu_tanh" if gemma else "silu",
                 windows=self._windows(layers),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal, cast
 
 from unisono.errors import CorruptModel, UnsupportedModel
-from unisono.models.config import DecoderConfig, RopeConfig
+from unisono.models.config import MAX_CONTEXT, DecoderConfig, RopeConfig
 from unisono.models.decimals import decimal_string
 from unisono.models.rope import yarn_attention_factor
 
@@ -150,7 +150,7 @@ class _Reading:
                 kv_head_count=self._integer("num_key_value_heads", heads),
                 head_size=size,
                 mlp_size=self._integer("intermediate_size"),
-                context_length=self._integer("max_position_embeddings"),
+                context_length=min(MAX_CONTEXT, self._integer("max_position_embeddings")),
                 norm_epsilon=self._number(self._keys, "rms_norm_eps"),
                 activation=_ACTIVATIONS[action],
                 windows=self._windows(layers),

@@ -25,6 +25,8 @@ GROUP = 32
 INPUT_BITS = 15
 """Magnitude bits of a matrix product's inputs."""
 BIAS_BITS = 24
+KERNEL_ROWS = 48
+"""Up to this many rows the compiled kernel wins on a CPU (`bench/kernels.py`)."""
 SUM_BITS = 60
 """Magnitude bits at which a sum with its bias saturates."""
 
@@ -64,11 +66,11 @@ class Vector:
 def product(x: Tensor, matrix: Matrix) -> Tensor:
     """Exact integer product: int64 [rows, inputs] (`|x| < 2**15`) → int64 [rows, outputs].
 
-    On a CPU the compiled kernel reads each weight byte once; other devices multiply in
-    float64, at most 2**22 weights at a time.
+    Few rows on a CPU go through the compiled kernel, which streams the int8 weights; many
+    rows, and other devices, multiply in float64, at most 2**22 weights at a time.
     """
     rows = x.shape[0]
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and rows <= KERNEL_ROWS:
         return row_product(x, matrix.values, matrix.multipliers)
     wide = x.to(torch.float64)
     step = max(1, (1 << 22) // matrix.inputs)

@@ -1,0 +1,123 @@
+"""`unisono node`: one node in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unisono.cli import options as o
+
+if TYPE_CHECKING:
+    from unisono.compose.node import NodeSettings
+    from unisono.types import LayerRange
+
+
+class DeviceName(o.Enum):
+    """What computes."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def node(
+    join: Annotated[
+        str | None, typer.Option("--join", help="The address that a gateway printed.")
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            "--layers", help="A block A:B, layer B left out; else what the network needs most."
+        ),
+    ] = None,
+    model: o.Model = o.DEFAULT_MODEL,
+    transport: o.Transport = o.TransportName.iroh,
+    bind: Annotated[
+        str, typer.Option("--bind", help="HOST:PORT to listen on; port 0 picks a free one.")
+    ] = "127.0.0.1:0",
+    key: Annotated[
+        str | None,
+        typer.Option("--key", help="File of the node's key, made if it is not there."),
+    ] = None,
+    device: Annotated[DeviceName, typer.Option("--device", help="What computes.")] = DeviceName.cpu,
+    kv_gib: Annotated[
+        float, typer.Option("--kv-gib", min=0.01, help="Memory for running sessions, in GiB.")
+    ] = 2.0,
+    verbose: o.Verbose = False,
+) -> None:
+    """Run one node until Ctrl-C; with --join it serves a network.
+
+    Exit codes: 1 if it cannot start, is refused, or loses its network for ten minutes; 2 for a
+    wrong flag; 130 after Ctrl-C.
+
+    [bold]Examples[/]
+
+    [cyan]unisono node --join iroh://NODE_ID@192.0.2.7:4433 --bind 0.0.0.0:0[/]
+
+    [cyan]unisono node --join $ADDRESS --layers 6:12 --key ~/node.key[/]
+
+    [cyan]unisono node --device cuda --kv-gib 16 --join $ADDRESS[/]
+    """
+    del verbose
+    block = parse_layers(layers) if layers is not None else None
+    from unisono.types import PeerAddress
+
+    if join is not None:
+        address = PeerAddress.parse(join)  # before anything slow
+        if address.transport != transport.value:
+            from unisono.errors import ConfigurationError
+
+            raise ConfigurationError(
+                f"the network at {join} speaks {address.transport}, this node {transport.value}: "
+                f"add --transport {address.transport}"
+            )
+    from unisono.cli.preparation import prepared
+
+    stored = prepared(model)
+    from unisono.compose.node import NodeSettings
+
+    settings = NodeSettings(
+        model=stored.id,
+        join=join,
+        layers=block,
+        transport=transport.value,
+        bind=bind,
+        key=key,
+        kv_bytes=int(kv_gib * (1 << 30)),
+        device=device.value,
+    )
+    asyncio.run(_serve(settings))
+
+
+def parse_layers(text: str) -> LayerRange:
+    """Read `A:B`.
+
+    Raises:
+        typer.BadParameter: not two whole numbers with A below B.
+    """
+    from unisono.types import LayerRange
+
+    start, colon, stop = text.partition(":")
+    if not (colon and start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
+        raise typer.BadParameter(
+            f"'{text}' is not a block of layers: expected A:B with A below B, such as 0:6",
+            param_hint="'--layers'",
+        )
+    return LayerRange(int(start), int(stop))
+
+
+async def _serve(settings: NodeSettings) -> None:
+    from unisono.cli.terminal import err, out
+    from unisono.compose.node import Node
+
+    running = Node(settings)
+    try:
+        with err.status("Starting …") as waiting:
+            address = await running.start(lambda step: waiting.update(f"Starting: {step} …"))
+        out.print(f"node       {running.identity.node_id}", soft_wrap=True, markup=False)
+        out.print(f"layers     {running.layers}", soft_wrap=True, markup=False)
+        out.print(f"address    {address}", soft_wrap=True, markup=False)
+        await running.run()
+    finally:
+        await running.close()

@@ -1,0 +1,146 @@
+"""Perplexity: how well a model predicts a text, in integers and in float32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import msgspec
+import torch
+from torch import Tensor
+
+from unisono.errors import RequestError
+from unisono.models.decoder import Decoder, Segment
+from unisono.models.loading import load_block
+from unisono.models.reference import reference_nll
+from unisono.models.source import ModelSource
+from unisono.models.store import StoredModel
+from unisono.models.tokenizer import Tokenizer
+from unisono.numerics.residual import LOGIT_FRACTION
+from unisono.types import LayerRange
+
+_PREFILL_ROWS = 256
+_LOGIT_ROWS = 64
+"""Rows of logits held at once: 64 of a vocabulary of 262,144 are 134 MB as int64."""
+
+Progress = Callable[[int, int, str], None]
+"""Called with (positions done, positions in all, step)."""
+
+
+class Loss(msgspec.Struct, frozen=True):
+    """Mean natural-log loss over `tokens` predicted tokens."""
+
+    tokens: int
+    nats_per_token: float
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.nats_per_token)
+
+
+class Comparison(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The canonical model's loss, with the reference's beside it if that was measured."""
+
+    model: str
+    tokens: int
+    """Predicted tokens: one less than the tokens that go in, the start token included."""
+    nats_per_token: float
+    perplexity: float
+    reference_nats_per_token: float | None = None
+    reference_perplexity: float | None = None
+    change_percent: float | None = None
+    """Of the perplexity, against the reference; positive is worse."""
+
+    @classmethod
+    def of(cls, model: str, canonical: Loss, reference: Loss | None) -> Comparison:
+        """Put the two side by side."""
+        if reference is None:
+            return cls(model, canonical.tokens, canonical.nats_per_token, canonical.perplexity)
+        change = canonical.perplexity / reference.perplexity - 1
+        return cls(
+            model,
+            canonical.tokens,
+            canonical.nats_per_token,
+            canonical.perplexity,
+            reference.nats_per_token,
+            reference.perplexity,
+            100 * change,
+        )
+
+
+def token_ids(model: StoredModel, text: str, limit: int | None = None) -> list[int]:
+    """A text's tokens for measuring: the model's start token first, if it expects one.
+
+    Args:
+        limit: how many tokens to predict at most.
+
+    Raises:
+        RequestError: too few tokens to predict one, or more than the model's context.
+    """
+    ids = Tokenizer.from_files(model.tokenizer_files()).encode(text)
+    ids = ids[: None if limit is None else limit + 1]
+    context = model.manifest.config.context_length
+    if len(ids) < 2:
+        raise RequestError("the text is too short: there is no token to predict", "prompt")
+    if len(ids) > context:
+        raise RequestError(
+            f"the text has {len(ids)} tokens, more than the model's context of {context}: "
+            f"use --max-tokens {context - 1}",
+            "prompt",
+        )
+    return ids
+
+
+def measure(model: StoredModel, ids: Sequence[int], progress: Progress | None = None) -> Loss:
+    """Loss of the canonical integer model: prefill in chunks, as a network computes it.
+
+    Only the last step leaves the integers: the log-softmax of logits in float64.
+
+    Raises:
+        ModelError: the stored model is damaged.
+    """
+    report = progress or _silent
+    config = model.manifest.config
+    count = len(ids) - 1
+    report(0, count, "loading")
+    with torch.inference_mode():
+        decoder = Decoder(config, load_block(model, LayerRange(0, config.layer_count)))
+        cache = decoder.new_cache(count)
+        targets = torch.tensor(ids[1:])
+        total = 0.0
+        for start in range(0, count, _PREFILL_ROWS):
+            part = ids[start : min(start + _PREFILL_ROWS, count)]
+            rows = decoder.forward(decoder.embed(part), [Segment(cache, start, len(part))])
+            for first in range(0, len(part), _LOGIT_ROWS):
+                here = slice(first, min(first + _LOGIT_ROWS, len(part)))
+                wanted = targets[start + here.start : start + here.stop]
+                total += _nats(decoder.logits(rows[here]), wanted)
+                report(start + here.stop, count, "")
+    return Loss(count, total / count)
+
+
+def measure_reference(
+    source: ModelSource, ids: Sequence[int], progress: Progress | None = None
+) -> Loss:
+    """Loss of the float32 forward of the same source weights; see `models.reference`.
+
+    Raises:
+        CorruptModel: a tensor is missing or malformed.
+    """
+    report = progress or _silent
+    count = len(ids) - 1
+    report(0, count, "")
+    losses = reference_nll(source, ids)
+    report(count, count, "")
+    return Loss(count, math.fsum(losses) / count)
+
+
+def _nats(logits: Tensor, targets: Tensor) -> float:
+    """Summed loss of integer logits [rows, vocabulary] at `targets` [rows]."""
+    scores = logits.to(torch.float64).mul_(2.0**-LOGIT_FRACTION)
+    chosen = scores.gather(1, targets[:, None]).squeeze(1)
+    return float((scores.logsumexp(1) - chosen).sum())
+
+
+def _silent(done: int, total: int, step: str) -> None:
+    del done, total, step

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import TinyModels
+from tests.scenarios.network import PROMPT, SAMPLINGS, honest
+from unisono.errors import UnisonoError
+from unisono.execution.engine import Draw, Engine, StepResult
+from unisono.models.cache import SessionCache
+from unisono.models.decoder import Decoder, Segment
+from unisono.models.store import StoredModel
+from unisono.types import LayerRange
+from unisono.wire.claims import row_hash
+from unisono.wire.rows import decode_rows
+
+ALL = LayerRange(0, 4)
+
+
+class Watched(Engine):
+    """Remembers how many sessions each pass had, and can be held up."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.passes: list[int] = []
+        self.may_go = threading.Event()
+        self.may_go.set()
+        super().__init__(decoder)
+
+    def _compute(self, batch: list[Any]) -> list[StepResult]:
+        self.may_go.wait(10)
+        self.passes.append(len(batch))
+        return super()._compute(batch)
+
+
+@asynccontextmanager
+async def engine_of(model: StoredModel, layers: LayerRange = ALL) -> AsyncIterator[Watched]:
+    engine = Watched(honest(model, layers))
+    try:
+        yield engine
+    finally:
+        engine.may_go.set()
+        await engine.close()
+
+
+def prompt_of(session: int) -> tuple[int, ...]:
+    return tuple((t + 31 * session) % 300 for t in PROMPT[: 5 + session])
+
+
+async def answer(
+    engine: Engine, prompt: Sequence[int], count: int, chunk: int = 512, **draw: Any
+) -> list[StepResult]:
+    """Prefill in chunks, then decode: what a single hop does."""
+    cache = engine.decoder.new_cache(len(prompt) + count)
+    tokens, results, position = list(prompt), list[StepResult](), 0
+    while len(tokens) < len(prompt) + count:
+        part = tuple(tokens[position : position + chunk])
+        last = position + len(part) == len(tokens)
+        sampling = draw.get("sampling", SAMPLINGS["penalised"])
+        generated = tuple(tokens[len(prompt) :])
+        wanted = Draw(sampling, tuple(prompt), generated, draw.get("top", -1)) if last else None
+        results.append(await engine.step(cache, position, part, wanted))
+        position += len(part)
+        token = results[-1].token
+        if token is not None:
+            tokens.append(token.token)
+    return results
+
+
+def joined(results: list[StepResult]) -> tuple[list[bytes], list[bytes], list[int]]:
+    rows = [row for r in results for row in r.encoded]
+    hashes = [h for r in results for h in r.hashes]
+    return rows, hashes, [r.token.token for r in results if r.token]
+
+
+async def test_sessions_side_by_side_get_the_bytes_they_get_alone(tiny_models: TinyModels) -> None:
+    async with engine_of(tiny_models.llama) as engine:
+        alone = [joined(await answer(engine, prompt_of(s), 6)) for s in range(5)]
+        engine.passes.clear()
+        together = await asyncio.gather(*(answer(engine, prompt_of(s), 6) for s in range(5)))
+        assert [joined(results) for results in together] == alone
+        assert max(engine.passes) > 1
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7])
+async def test_a_prompt_in_chunks_gives_the_bytes_of_one_pass(
+    tiny_models: TinyModels, chunk: int
+) -> None:
+    async with engine_of(tiny_models.gemma, LayerRange(0, 6)) as engine:
+        whole = joined(await answer(engine, PROMPT, 4))
+        assert joined(await answer(engine, PROMPT, 4, chunk)) == whole
+
+
+async def test_a_result_has_each_rows_canonical_bytes_and_their_hash(
+    tiny_models: TinyModels,
+) -> None:
+    async with engine_of(tiny_models.llama, LayerRange(0, 2)) as engine:
+        decoder = engine.decoder
+        result = await engine.step(decoder.new_cache(8), 0, PROMPT[:8])
+        expected = decoder.forward(
+            decoder.embed(PROMPT[:8]), [Segment(decoder.new_cache(8), 0, 8)]
+        ).numpy()
+        body = b"".join(result.encoded)
+        np.testing.assert_array_equal(decode_rows(result.widths, body, 64), expected)
+        assert result.hashes == tuple(row_hash(row) for row in result.encoded)
+        assert result.token is None
+
+
+async def test_rows_may_come_from_the_hop_before(tiny_models: TinyModels) -> None:
+    async with (
+        engine_of(tiny_models.llama) as whole,
+        engine_of(tiny_models.llama, LayerRange(0, 3)) as first,
+        engine_of(tiny_models.llama, LayerRange(3, 4)) as second,
+    ):
+        given = await first.step(first.decoder.new_cache(8), 0, PROMPT[:8])
+        rows = decode_rows(given.widths, b"".join(given.encoded), 64)
+        got = await second.step(second.decoder.new_cache(8), 0, rows)
+        expected = await whole.step(whole.decoder.new_cache(8), 0, PROMPT[:8])
+        assert got == expected
+
+
+async def test_log_probabilities_come_only_if_they_were_asked_for(tiny_models: TinyModels) -> None:
+    async with engine_of(tiny_models.llama) as engine:
+        for top in (-1, 0, 3):
+            (last,) = [r.token for r in await answer(engine, PROMPT, 1, top=top) if r.token]
+            assert len(last.top) == max(top, 0)
+            assert (last.logprob < 0) == (top >= 0)
+            if top > 0:
+                assert [lp for _, lp in last.top] == sorted(
+                    (lp for _, lp in last.top), reverse=True
+                )
+
+
+async def test_a_step_that_fails_does_not_fail_those_that_share_its_pass(
+    tiny_models: TinyModels,
+) -> None:
+    async with engine_of(tiny_models.llama) as engine:
+        expected = await engine.step(engine.decoder.new_cache(8), 0, PROMPT[:8])
+        engine.may_go.clear()
+        blocker = asyncio.create_task(engine.step(engine.decoder.new_cache(1), 0, (1,)))
+        good = [
+            asyncio.create_task(engine.step(engine.decoder.new_cache(8), 0, PROMPT[:8]))
+            for _ in range(2)
+        ]
+        too_small = asyncio.create_task(engine.step(engine.decoder.new_cache(3), 0, PROMPT[:8]))
+        too_early = asyncio.create_task(engine.step(engine.decoder.new_cache(8), 4, PROMPT[:2]))
+        await asyncio.sleep(0.05)
+        engine.may_go.set()
+        assert [await task for task in good] == [expected, expected]
+        with pytest.raises(UnisonoError, match="does not fit a session of 3 positions"):
+            await too_small
+        with pytest.raises(UnisonoError, match="position 4 of a session came before position 0"):
+            await too_early
+        await blocker
+
+
+async def test_a_pass_takes_one_step_of_a_session_and_a_bounded_number_of_rows(
+    tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unisono.execution.engine.MAX_ROWS", 10)
+    async with engine_of(tiny_models.llama) as engine:
+        engine.may_go.clear()
+        caches = [engine.decoder.new_cache(16) for _ in range(3)]
+        first = asyncio.create_task(engine.step(caches[0], 0, PROMPT[:2]))
+        await asyncio.sleep(0.05)  # in its pass, alone
+        steps = [(0, 2, 6), (0, 8, 2), (1, 0, 3), (2, 0, 6)]
+        tasks = [
+            asyncio.create_task(engine.step(caches[s], start, PROMPT[start : start + count]))
+            for s, start, count in steps
+        ]
+        await asyncio.sleep(0.05)
+        assert engine.queued == 4
+        engine.may_go.set()
+        await asyncio.gather(first, *tasks)
+        # six rows and three; then two of session 0 again, and six
+        assert engine.passes == [1, 2, 2]
+        assert [c.length for c in caches] == [10, 3, 6]
+
+
+async def test_more_rows_than_a_pass_holds_still_run_alone(
+    tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unisono.execution.engine.MAX_ROWS", 4)
+    async with engine_of(tiny_models.llama) as engine:
+        result = await engine.step(engine.decoder.new_cache(9), 0, PROMPT[:9])
+        assert len(result.hashes) == 9
+
+
+async def test_a_step_that_nobody_waits_for_any_more_is_left_out(tiny_models: TinyModels) -> None:
+    async with engine_of(tiny_models.llama) as engine:
+        engine.may_go.clear()
+        cache = engine.decoder.new_cache(8)
+        blocker = asyncio.create_task(engine.step(engine.decoder.new_cache(1), 0, (1,)))
+        await asyncio.sleep(0.05)
+        given_up = asyncio.create_task(engine.step(cache, 0, PROMPT[:8]))
+        await asyncio.sleep(0.05)
+        given_up.cancel()
+        await asyncio.sleep(0)
+        engine.may_go.set()
+        await blocker
+        await engine.step(engine.decoder.new_cache(1), 0, (1,))
+        assert cache.length == 0
+
+
+async def test_closing_lets_no_step_wait_forever(tiny_models: TinyModels) -> None:
+    engine = Watched(honest(tiny_models.llama, ALL))
+    engine.may_go.clear()
+    caches: list[SessionCache] = [engine.decoder.new_cache(4) for _ in range(2)]
+    running = asyncio.create_task(engine.step(caches[0], 0, (1, 2)))
+    await asyncio.sleep(0.05)
+    waiting = asyncio.create_task(engine.step(caches[1], 0, (1, 2)))
+    await asyncio.sleep(0.05)
+    closing = asyncio.create_task(engine.close())
+    await asyncio.sleep(0.05)
+    engine.may_go.set()
+    await closing
+    assert len((await running).hashes) == 2
+    with pytest.raises(UnisonoError, match="closed"):
+        await waiting
+    with pytest.raises(UnisonoError, match="closed"):
+        await engine.step(caches[1], 0, (1,))
+
+
+async def test_the_event_loop_stays_free_while_the_engine_computes(tiny_models: TinyModels) -> None:
+    class Slow(Decoder):
+        def forward(self, rows: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
+            threading.Event().wait(0.3)
+            return super().forward(rows, segments)
+
+    decoder = honest(tiny_models.llama, ALL)
+    engine = Engine(Slow(decoder.config, decoder.weights))
+    try:
+        step = asyncio.create_task(engine.step(decoder.new_cache(4), 0, (1, 2)))
+        turns = 0
+        while not step.done():
+            await asyncio.sleep(0.01)
+            turns += 1
+        assert turns >= 10
+    finally:
+        await engine.close()
