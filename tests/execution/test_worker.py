@@ -394,7 +394,7 @@ async def test_garbage_between_hops_names_the_hop_that_sent_it(tiny_models: Tiny
         between = await middle(net)
         rows: Any = between.rows
         rows.push(b"no frame at all")
-        await between.fails("peer_lost", "none")
+        await between.fails("peer_lost", "a frame starts with")
         await serves(net)
 
 
@@ -457,7 +457,7 @@ async def first_hop(net: TinyNetwork) -> tuple[Stream, Stream, Peer]:
 
 
 BAD_TOKENS: dict[str, tuple[list[bytes], str]] = {
-    "two tokens at once": (
+    "several tokens at once": (
         [
             encode_frame(Token(SESSION, SampledToken(4, 1))),
             encode_frame(Token(SESSION, SampledToken(5, 1))),

@@ -94,6 +94,8 @@ def says(text: str | bytes) -> Callable[[GenerationRequest], list[int]]:
 
 
 class ScriptedAnswer:
+    attempts = 1
+
     def __init__(self, network: ScriptedNetwork, request: GenerationRequest, top: int) -> None:
         self.request = request
         self.cancelled = asyncio.Event()

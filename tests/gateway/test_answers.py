@@ -39,6 +39,7 @@ async def test_a_stream_is_server_sent_events_with_one_object_each() -> None:
         response = await gateway.chat(stream=True)
         assert response.headers["content-type"].startswith("text/event-stream")
         assert response.headers["cache-control"] == "no-cache"
+        promised = response.headers["x-unisono-receipt"]
         *chunks, done = events(response.text)
         assert done == "[DONE]"
         assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
@@ -53,7 +54,8 @@ async def test_a_stream_is_server_sent_events_with_one_object_each() -> None:
             "finish_reason": "stop",
         }
         assert "usage" not in chunks[0]
-        assert (await receipt_of(gateway, chunks[-1]["unisono"]["receipt"])).tokens
+        assert chunks[-1]["unisono"]["receipt"] == promised
+        assert (await receipt_of(gateway, promised)).tokens
 
 
 async def test_the_receipt_lists_the_tokens_up_to_the_one_that_completed_the_stop() -> None:

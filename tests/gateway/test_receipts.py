@@ -20,6 +20,7 @@ GATEWAY = Identity.generate()
 def receipt(token: int) -> Receipt:
     return Receipt(
         version=VERSION,
+        id=f"{token:032x}",
         request=GenerationRequest(MODEL, (1, 2, 3), 4),
         tokens=(token,),
         finish_reason="length",

@@ -66,9 +66,15 @@ def test_groups_differ_in_scale_without_harm_to_each_other() -> None:
     assert error < 0.01
 
 
-@pytest.mark.parametrize(("low", "high"), [(-16, 15), (-127, 127), (-7, 7), (-31, 31)])
-@pytest.mark.parametrize("full", [False, True])
-def test_weights_on_a_coarser_grid_come_out_almost_exactly(low: int, high: int, full: bool) -> None:
+@pytest.mark.parametrize(
+    ("low", "high", "full"),
+    [(-7, 7, False), (-8, 7, True), (-16, 15, False), (-16, 15, True), (-127, 127, True)],
+    ids=["4 bits", "Q4_0", "5 bits", "Q5_0", "Q8_0"],
+)
+def test_weights_on_a_grid_of_up_to_5_or_of_8_bits_come_out_almost_exactly(
+    low: int, high: int, full: bool
+) -> None:
+    """`full`: each group uses the end of its grid, as the GGUF types do by construction."""
     random = np.random.default_rng(2)
     q = random.integers(low, high + 1, size=(500, 32))
     if full:

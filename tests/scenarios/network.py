@@ -279,6 +279,7 @@ class Answered:
         stopped = self.tokens[-1] in self.request.stop_tokens
         fields: dict[str, Any] = {
             "version": VERSION,
+            "id": self.claims[0].session,
             "request": self.request,
             "tokens": self.tokens,
             "finish_reason": "stop" if stopped else "length",

@@ -4,6 +4,7 @@ Importing a verb costs little: what takes time (torch, the web server) is import
 first needed, so that `--help` is quick and a network's processes start before anything else.
 """
 
+import sys
 import time
 
 STARTED = time.perf_counter()
@@ -12,6 +13,11 @@ STARTED = time.perf_counter()
 
 def main() -> None:
     """The console script `unisono`."""
+    if sys.argv[1:2] == ["run"] and not {"-h", "--help"} & set(sys.argv):
+        # Loading torch is the longest part of a start: it begins before anything else.
+        from unisono.cli.child import start_servers
+
+        start_servers()
     from unisono.cli.app import app
 
     app()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import sys
 from typing import Annotated, Any, NoReturn, cast
@@ -37,6 +38,7 @@ class Verbs(TyperGroup):
         super().__init__(**arguments)
         for name, command in self.commands.items():
             _name_variables(command, name)
+            _flow(command)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a verb. Exit codes: 1 for what went wrong, 130 for Ctrl-C, 143 for SIGTERM."""
@@ -61,8 +63,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=(
         '[bold]Start here[/]: [cyan]unisono run "The sea is"[/]  ·  '
-        "Every flag is also a variable (--max-tokens: UNISONO_MAX_TOKENS, or UNISONO_RUN_MAX_TOKENS "
-        "for one verb) and a key of ~/.config/unisono/config.toml ($UNISONO_CONFIG) in the verb's "
+        "Every flag is also a variable (--max-tokens: UNISONO_MAX_TOKENS, "
+        "or UNISONO_RUN_MAX_TOKENS for one verb) and a key of ~/.config/unisono/config.toml ($UNISONO_CONFIG) in the verb's "
         "section, e.g. max-tokens = 128 under \\[run]. Flags come first, then variables, then the "
         "file."
     ),
@@ -109,6 +111,14 @@ def _name_variables(command: Any, verb: str) -> None:
             parameter.show_envvar = False
     for child in getattr(command, "commands", {}).values():
         _name_variables(child, verb)
+
+
+def _flow(command: Any) -> None:
+    """Let a help text's paragraphs flow: its line breaks are those of the source."""
+    if command.help:
+        command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", command.help)
+    for child in getattr(command, "commands", {}).values():
+        _flow(child)
 
 
 def _keys(command: Any) -> dict[str, Kind]:

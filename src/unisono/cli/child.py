@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -26,11 +28,23 @@ def start_servers() -> None:
     """
     from unisono.compose.local import start_early
 
+    atexit.register(_stop_servers)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         start_early()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _stop_servers() -> None:
+    """End the fork server: left alone, it would finish loading before it sees that we are gone."""
+    from multiprocessing import forkserver
+
+    server: Any = getattr(forkserver, "_forkserver", None)
+    pid = getattr(server, "_forkserver_pid", None)
+    if pid is not None:
+        os.kill(pid, signal.SIGTERM)
+        server._stop()
 
 
 def in_child(job: Job, argument: str, report: Report) -> str:

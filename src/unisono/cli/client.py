@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -98,7 +98,7 @@ class GatewayClient:
         raise WireError(f"the gateway at {self.url} ended the stream before the answer was whole")
 
     @contextmanager
-    def _reaching(self) -> Iterator[None]:
+    def _reaching(self) -> Generator[None]:
         try:
             yield
         except httpx.InvalidURL as error:
@@ -110,7 +110,8 @@ class GatewayClient:
             ) from error
         except httpx.HTTPError as error:
             raise WireError(
-                f"the connection to the gateway at {self.url} broke: {error or type(error).__name__}"
+                f"the connection to the gateway at {self.url} broke: "
+                f"{error or type(error).__name__}"
             ) from error
         except (msgspec.DecodeError, KeyError, TypeError) as error:
             raise WireError(f"{self.url} does not answer like a gateway: {error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -67,6 +66,8 @@ def gateway(
         api_keys=tuple(api_key or ()),
         max_running_answers=max_answers,
     )
+    import asyncio
+
     asyncio.run(_serve(settings))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from unisono.errors import ConfigurationError, UnisonoError
 if TYPE_CHECKING:
     from unisono.compose.gateway import Front
     from unisono.compose.local import LocalNode
-    from unisono.compose.node import NodeSettings
+    from unisono.compose.node_settings import NodeSettings
     from unisono.models.store import StoredModel
     from unisono.types import LayerRange, PeerAddress
 
@@ -87,7 +87,7 @@ class LocalNetwork:
 
     async def start(self) -> None:
         """Bind, start the nodes, load the tokenizer meanwhile, and wait for all layers."""
-        from unisono.compose.node import NodeSettings
+        from unisono.compose.node_settings import NodeSettings
         from unisono.routing.placement import even_blocks
 
         settings = self._settings
@@ -163,9 +163,8 @@ class LocalNetwork:
         delay, since = FIRST_DELAY, loop.time()
         while True:
             node = place.node
-            while node is not None and node.process.is_alive():
-                await asyncio.sleep(_LOOK_SECONDS)
             if node is not None:
+                await asyncio.to_thread(node.process.join)
                 if loop.time() - since > STEADY_SECONDS:
                     delay = FIRST_DELAY
                 self._say(
@@ -195,7 +194,7 @@ def _ending(code: int | None) -> str:
 
 
 @asynccontextmanager
-async def local_network(settings: LocalSettings, say: Say) -> AsyncIterator[LocalNetwork]:
+async def local_network(settings: LocalSettings, say: Say) -> AsyncGenerator[LocalNetwork]:
     """A running network that covers the model; everything ends with the block.
 
     Raises:
@@ -228,7 +227,7 @@ async def local_network(settings: LocalSettings, say: Say) -> AsyncIterator[Loca
 
 
 @contextmanager
-def running(settings: LocalSettings, say: Say) -> Iterator[LocalNetwork]:
+def running(settings: LocalSettings, say: Say) -> Generator[LocalNetwork]:
     """A local network on a thread of its own, for a caller that reads, prints and waits.
 
     Ctrl-C reaches the caller's thread, leaves the block, and so ends the network.

@@ -22,7 +22,10 @@ app = typer.Typer(
 )
 
 ModelId = Annotated[
-    str, typer.Argument(help="A model id, its first digits (8 or more), or a model's name.")
+    str,
+    typer.Argument(
+        metavar="ID", help="A model id, its first digits (8 or more), or a model's name."
+    ),
 ]
 
 
@@ -74,7 +77,10 @@ def list_models(as_json: o.Json = False, verbose: o.Verbose = False) -> None:
 def add_model(
     source: Annotated[
         str,
-        typer.Argument(help="A catalog name, .gguf file, folder with config.json, or owner/name."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="A catalog name, .gguf file, folder with config.json, or owner/name.",
+        ),
     ],
     as_json: o.Json = False,
     verbose: o.Verbose = False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,11 +10,11 @@ import typer
 from unisono.cli import options as o
 
 if TYPE_CHECKING:
-    from unisono.compose.node import NodeSettings
+    from unisono.compose.node_settings import NodeSettings
     from unisono.types import LayerRange
 
 
-class DeviceName(o.Enum):
+class DeviceName(StrEnum):
     """What computes."""
 
     cpu = "cpu"
@@ -75,7 +75,7 @@ def node(
     from unisono.cli.preparation import prepared
 
     stored = prepared(model)
-    from unisono.compose.node import NodeSettings
+    from unisono.compose.node_settings import NodeSettings
 
     settings = NodeSettings(
         model=stored.id,
@@ -87,6 +87,8 @@ def node(
         kv_bytes=int(kv_gib * (1 << 30)),
         device=device.value,
     )
+    import asyncio
+
     asyncio.run(_serve(settings))
 
 

@@ -11,7 +11,7 @@ from unisono.cli import options as o
 
 
 def perplexity(
-    file: Annotated[str, typer.Argument(help="A UTF-8 text file, or - for stdin.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A UTF-8 text file, or - for stdin.")],
     model: o.Model = o.DEFAULT_MODEL,
     reference: Annotated[
         bool,

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def run(
-    prompt: Annotated[str, typer.Argument(help="The text that the model continues.")],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="The text that the model continues.")
+    ],
     nodes: o.Nodes = 3,
     model: o.Model = o.DEFAULT_MODEL,
     max_tokens: o.MaxTokens = 64,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from typing import Any, cast
 
 import typer
@@ -57,7 +58,7 @@ def coverage(nodes: list[dict[str, Any]]) -> list[tuple[int, int, int]]:
     ranges = [(n["layers"]["start"], n["layers"]["stop"]) for n in nodes if n["alive"]]
     edges = sorted({0, *(edge for block in ranges for edge in block)})
     runs: list[tuple[int, int, int]] = []
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         count = sum(a <= start and stop <= b for a, b in ranges)
         if runs and runs[-1][2] == count:
             start = runs.pop()[0]

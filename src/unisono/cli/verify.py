@@ -14,7 +14,10 @@ from unisono.cli import options as o
 def verify(
     receipt: Annotated[
         str,
-        typer.Argument(help="A file, - for stdin, or a URL such as http://HOST/v1/receipts/ID."),
+        typer.Argument(
+            metavar="RECEIPT",
+            help="A file, - for stdin, or a URL such as http://HOST/v1/receipts/ID.",
+        ),
     ],
     api_key: o.ApiKey = None,
     as_json: o.Json = False,

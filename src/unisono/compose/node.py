@@ -7,9 +7,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from unisono.clock import Clock, SystemClock
+from unisono.compose.node_settings import NodeSettings as NodeSettings
 from unisono.errors import ConfigurationError, PeerCheating, PeerGone, PeerRefused, WireError
 from unisono.execution.engine import Engine
 from unisono.execution.worker import Worker
@@ -30,25 +29,6 @@ ANNOUNCE_SECONDS = 3.0
 JOIN_SECONDS = 600.0
 """A node that cannot reach its network this long gives up."""
 _MAX_BACK_OFF = 10.0
-
-
-class NodeSettings(msgspec.Struct, frozen=True):
-    """How to run a node."""
-
-    model: str
-    """A model id, catalog name, GGUF file, folder or hub id."""
-    join: str | None = None
-    """Address of a gateway, to announce to."""
-    layers: LayerRange | None = None
-    """None: whatever the network needs most, or all without a network."""
-    transport: str = "iroh"
-    bind: str = "127.0.0.1:0"
-    key: str | None = None
-    """File of the node's key; None: a new key that lives as long as the node."""
-    cache: str | None = None
-    """Folder of converted models; None: the default."""
-    kv_bytes: int = 2 << 30
-    device: str = "cpu"
 
 
 class Node:

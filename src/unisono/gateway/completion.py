@@ -88,6 +88,7 @@ class Completion:
         request: GenerationRequest,
         *,
         index: int,
+        receipt_id: str,
         top_logprobs: int,
         emit: Callable[[Event], None],
     ) -> None:
@@ -95,6 +96,7 @@ class Completion:
         self._model = model
         self._request = request
         self._index = index
+        self._receipt_id = receipt_id
         self._top_logprobs = top_logprobs
         self._emit = emit
         self._decoder = model.tokenizer.decoder()
@@ -198,6 +200,7 @@ class Completion:
             )
             receipt = Receipt(
                 version=VERSION,
+                id=self._receipt_id,
                 request=self._request,
                 tokens=tuple(self._tokens),
                 finish_reason=finish_reason,
@@ -206,7 +209,6 @@ class Completion:
                 created=int(engine.clock.now()),
                 elapsed_us=self._elapsed_us,
                 first_token_us=self._first_token_us,
-                # Only an answer that replaces hops counts its chains.
                 attempts=answer.attempts,
             ).signed_by(engine.identity)
             return await engine.receipts.put(receipt)

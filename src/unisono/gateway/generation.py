@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ class Generation:
 
     def __init__(self, ask: Ask, engine: Engine, admission: Admission) -> None:
         self.ask = ask
+        self.receipt_ids = tuple(secrets.token_hex(16) for _ in ask.requests)
+        """One per choice, good once the choice has ended and every hop has signed."""
         self._engine = engine
         self._admission = admission
         self._permit: Permit | None = None
@@ -59,6 +62,7 @@ class Generation:
                 ask.model,
                 request,
                 index=index,
+                receipt_id=self.receipt_ids[index],
                 top_logprobs=ask.top_logprobs,
                 emit=self._put,
             )

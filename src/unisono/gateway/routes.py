@@ -1,11 +1,10 @@
 """The HTTP routes.
 
-Where the receipts are: an answer that is sent whole names them in the header
-`x-unisono-receipt` (comma between choices) and in `unisono.receipts`, one per choice; a
-stream, whose headers go out before there is a receipt, names each choice's in
-`unisono.receipt` of the chunk that has its `finish_reason`. `GET /v1/receipts/ID` returns
-one. An answer whose hops do not sign in time is complete all the same: its id is null, the
-header leaves it out, and the gateway logs and counts it.
+Where the receipts are: the header `x-unisono-receipt` names one per choice (comma between
+choices). A stream's headers go out before its receipts exist: there the ids are good once the
+choice has ended, and the chunk that has its `finish_reason` repeats the id in
+`unisono.receipt`, or says null if the hops did not sign. `GET /v1/receipts/ID` returns the
+receipt.
 """
 
 from __future__ import annotations
@@ -140,7 +139,9 @@ async def _answer(
             await unless(interruption(request.receive, service.closing), generation.start())
             if ask.stream:
                 cleanup.pop_all()  # the stream closes the generation when it ends
-                return EventStream(generation, form, service)
+                stream = EventStream(generation, form, service)
+                stream.headers[RECEIPT_HEADER] = ",".join(generation.receipt_ids)
+                return stream
             choices = await unless(
                 interruption(request.receive, service.closing), collect(generation)
             )

@@ -44,7 +44,8 @@ def best_chain(
     positions: int,
     avoid: frozenset[NodeId] = frozenset(),
 ) -> tuple[NodeRecord, ...]:
-    """The chain with the fewest hops; among those, the one whose busiest node is least busy.
+    """The chain with the fewest hops; among those, the one whose busiest node is least busy,
+    and then one with few sessions in all.
 
     Exact dynamic programming over layer boundaries.
 
@@ -70,13 +71,15 @@ def best_chain(
 
 
 def _shortest(records: Sequence[NodeRecord], layer_count: int) -> tuple[NodeRecord, ...] | None:
-    best: dict[int, tuple[tuple[int, int, str], tuple[NodeRecord, ...]]] = {0: ((0, 0, ""), ())}
+    start = (0, 0, 0, "")
+    best: dict[int, tuple[tuple[int, int, int, str], tuple[NodeRecord, ...]]] = {0: (start, ())}
     for record in sorted(records, key=lambda r: (r.layers.start, r.node)):
         known = best.get(record.layers.start)
         if known is None or not record.layers.count:
             continue
-        (hops, load, _), chain = known
-        cost = (hops + 1, max(load, record.sessions), record.node)
+        (hops, load, total, _), chain = known
+        load, total = max(load, record.sessions), total + record.sessions
+        cost = (hops + 1, load, total, record.node)
         current = best.get(record.layers.stop)
         if current is None or cost < current[0]:
             best[record.layers.stop] = (cost, (*chain, record))

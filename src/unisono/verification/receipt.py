@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import binascii
-import hashlib
 
 import msgspec
 
 from unisono.errors import ReceiptError
-from unisono.types import GenerationRequest, NodeId, canonical, digest
+from unisono.types import GenerationRequest, NodeId, canonical, digest, is_hex
 from unisono.wire.claims import HopClaim
 from unisono.wire.identity import Identity, verify_signature
 
@@ -20,6 +19,9 @@ class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Sent with every answer; `unisono verify` replays it alone."""
 
     version: int
+    id: str
+    """32 hex digits, drawn at random when the answer starts: streams name their receipt before
+    it exists."""
     request: GenerationRequest
     tokens: tuple[int, ...]
     finish_reason: str
@@ -34,11 +36,6 @@ class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attempts: int
     """Chains that were tried; more than one means that a hop was replaced."""
     signature: bytes = b""
-
-    @property
-    def id(self) -> str:
-        """32 hex digits, derived from the contents."""
-        return hashlib.sha256(self.signed_bytes() + self.signature).hexdigest()[:32]
 
     @property
     def tokens_per_second(self) -> float:
@@ -81,4 +78,6 @@ def from_json(data: bytes) -> Receipt:
         raise ReceiptError(
             f"the receipt has version {receipt.version}; this program reads version {VERSION}"
         )
+    if not is_hex(receipt.id, 16):
+        raise ReceiptError("the receipt's id is not 32 hex digits")
     return receipt
