@@ -4,7 +4,7 @@ PROMPT ?= The most beautiful thing about the sea is
 NODES ?= 3
 BIN := .venv/bin
 
-.PHONY: install dev run test lint clean
+.PHONY: install dev run test test-slow lint clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -24,8 +24,11 @@ dev: .venv/installed-dev  ## prepare .venv for development
 run: .venv/installed  ## a local network answers PROMPT over NODES nodes, and the receipt is checked
 	@$(BIN)/unisono run --nodes $(NODES) "$(PROMPT)"
 
-test: .venv/installed-dev  ## the test suite
-	@$(BIN)/python -m pytest $(ARGS)
+test: .venv/installed-dev  ## the tests that a developer runs by habit
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: .venv/installed-dev  ## the tests with the real model and real processes
+	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: .venv/installed-dev  ## style, types, direction of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/lint-imports

@@ -14,7 +14,7 @@ from tests.tiny_weights import FAMILIES, tiny_config, tiny_weights
 from unisono.errors import UnisonoError
 from unisono.models.decoder import Decoder, Segment
 from unisono.models.weights import LayerWeights
-from unisono.numerics import compiled
+from unisono.numerics import compiled, kernels
 from unisono.numerics.linear import Matrix, Vector
 from unisono.types import LayerRange
 
@@ -114,8 +114,10 @@ def test_prompts_longer_than_a_query_chunk_and_a_cache_page_give_the_same_bytes(
     assert torch.equal(_in_chunks(decoder, tokens, [70, 229, 1]), whole)
 
 
-def test_the_number_of_threads_does_not_change_a_byte() -> None:
-    decoder, tokens = _decoder("llama"), _tokens(40)
+def test_the_number_of_threads_does_not_change_a_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "PARALLEL_WORK", 0)
+    monkeypatch.setattr(kernels, "_PARALLEL_FROM", 1)
+    decoder, tokens = _decoder("gemma"), _tokens(40)
     threads = torch.get_num_threads()
     try:
         results = []

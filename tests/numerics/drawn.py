@@ -11,8 +11,8 @@ from torch import Tensor
 
 from unisono.numerics import linear, scalar
 
-some = settings(max_examples=60, deadline=None)
-many = settings(max_examples=250, deadline=None)
+some = settings(max_examples=40, deadline=None)
+many = settings(max_examples=150, deadline=None)
 
 EXPONENTS = st.integers(-120, 60)
 """Exponents far beyond those of any real model."""

@@ -118,8 +118,9 @@ async def test_a_model_that_is_not_served_and_a_layer_that_is_not_held_are_named
     tiny_models: TinyModels,
 ) -> None:
     async with tiny_network(tiny_models.llama, [LayerRange(0, 2)]) as net:
+        other = msgspec.structs.replace(request_for(net.model), model=ModelId("11" * 32))
         with pytest.raises(CoverageMissing, match="is not served here"):
-            await net.swarm.open(request_for(net.model, model=ModelId("11" * 32)))
+            await net.swarm.open(other)
         with pytest.raises(CoverageMissing, match="no live node holds layer 2"):
             await net.swarm.open(request_for(net.model))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import msgspec
 import torch
@@ -16,12 +17,14 @@ from unisono.models.reference import reference_nll
 from unisono.models.source import ModelSource
 from unisono.models.store import StoredModel
 from unisono.models.tokenizer import Tokenizer
+from unisono.numerics.linear import Matrix
 from unisono.numerics.residual import LOGIT_FRACTION
 from unisono.types import LayerRange
 
 _PREFILL_ROWS = 256
-_LOGIT_ROWS = 64
-"""Rows of logits held at once: 64 of a vocabulary of 262,144 are 134 MB as int64."""
+_VOCABULARY_SLICE = 8192
+"""Outputs of the head computed at once, for all rows of a chunk: each weight is widened once
+per chunk, and 256 rows of a vocabulary of 262,144 never lie in memory as a whole (537 MB)."""
 
 Progress = Callable[[int, int, str], None]
 """Called with (positions done, positions in all, step)."""
@@ -105,17 +108,16 @@ def measure(model: StoredModel, ids: Sequence[int], progress: Progress | None = 
     report(0, count, "loading")
     with torch.inference_mode():
         decoder = Decoder(config, load_block(model, LayerRange(0, config.layer_count)))
+        heads = _slices(decoder)
         cache = decoder.new_cache(count)
         targets = torch.tensor(ids[1:])
         total = 0.0
         for start in range(0, count, _PREFILL_ROWS):
-            part = ids[start : min(start + _PREFILL_ROWS, count)]
-            rows = decoder.forward(decoder.embed(part), [Segment(cache, start, len(part))])
-            for first in range(0, len(part), _LOGIT_ROWS):
-                here = slice(first, min(first + _LOGIT_ROWS, len(part)))
-                wanted = targets[start + here.start : start + here.stop]
-                total += _nats(decoder.logits(rows[here]), wanted)
-                report(start + here.stop, count, "")
+            stop = min(start + _PREFILL_ROWS, count)
+            rows = decoder.embed(ids[start:stop])
+            rows = decoder.forward(rows, [Segment(cache, start, stop - start)])
+            total += _nats(heads, rows, targets[start:stop])
+            report(stop, count, "")
     return Loss(count, total / count)
 
 
@@ -135,11 +137,31 @@ def measure_reference(
     return Loss(count, math.fsum(losses) / count)
 
 
-def _nats(logits: Tensor, targets: Tensor) -> float:
-    """Summed loss of integer logits [rows, vocabulary] at `targets` [rows]."""
-    scores = logits.to(torch.float64).mul_(2.0**-LOGIT_FRACTION)
-    chosen = scores.gather(1, targets[:, None]).squeeze(1)
-    return float((scores.logsumexp(1) - chosen).sum())
+def _slices(decoder: Decoder) -> list[Decoder]:
+    """The decoder's head in parts, each as a decoder of that part of the vocabulary."""
+    head = decoder.weights.head
+    assert head is not None  # the decoder holds all layers
+    parts: list[Decoder] = []
+    for start in range(0, head.outputs, _VOCABULARY_SLICE):
+        here = slice(start, start + _VOCABULARY_SLICE)
+        part = Matrix(head.values[here], head.multipliers[here], head.exponent)
+        parts.append(Decoder(decoder.config, replace(decoder.weights, head=part)))
+    return parts
+
+
+def _nats(heads: Sequence[Decoder], rows: Tensor, targets: Tensor) -> float:
+    """Summed loss of residual rows [n, hidden] at `targets` [n]."""
+    norm = torch.full((len(rows),), -math.inf, dtype=torch.float64)
+    chosen = torch.zeros(len(rows), dtype=torch.float64)
+    first = 0
+    for head in heads:
+        scores = head.logits(rows).to(torch.float64).mul_(2.0**-LOGIT_FRACTION)
+        norm = torch.logaddexp(norm, scores.logsumexp(1))
+        width = scores.shape[1]
+        inside = ((targets >= first) & (targets < first + width)).nonzero().squeeze(1)
+        chosen[inside] = scores[inside, targets[inside] - first]
+        first += width
+    return float((norm - chosen).sum())
 
 
 def _silent(done: int, total: int, step: str) -> None:

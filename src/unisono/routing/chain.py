@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -74,7 +74,11 @@ class Chain:
         generated: Sequence[int],
         top_logprobs: int,
         clock: Clock,
+        observe_hop: Callable[[NodeId, float], None] | None = None,
     ) -> None:
+        """`observe_hop` is told (node, seconds) of every ping's round trip."""
+        self._observe_hop = observe_hop
+        self._pinged: dict[int, float] = {}
         self._transport = transport
         self._gateway = gateway
         self.hops = tuple(hops)
@@ -244,7 +248,11 @@ class Chain:
                     self._fail(self._lost(index, message))
                 elif isinstance(message, Refused):
                     self._fail(HopLost(f"node {node[:8]}: {message.message}", node))
-                elif not isinstance(message, Pong):
+                elif isinstance(message, Pong):
+                    sent = self._pinged.get(message.nonce)
+                    if sent is not None and self._observe_hop is not None:
+                        self._observe_hop(node, self._heard[index] - sent)
+                else:
                     raise PeerCheating(f"{type(message).__name__} on a control stream")
         except WireError as error:
             self._fail(HopLost(f"node {node[:8]}: {error}", node))
@@ -264,6 +272,7 @@ class Chain:
         while True:
             await self._clock.sleep(PING_SECONDS)
             nonce += 1
+            self._pinged = {nonce: self._clock.monotonic()}
             for index, stream in enumerate(self._streams):
                 node = self.hops[index].node
                 assert stream is not None

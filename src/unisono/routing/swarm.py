@@ -43,7 +43,7 @@ class Swarm:
         clock: Clock,
         observe_hop: Callable[[NodeId, float], None] | None = None,
     ) -> None:
-        """`observe_hop` is told (node id, seconds to open a session on its chain)."""
+        """`observe_hop` is told (node, seconds) of every ping's round trip."""
         self.transport = transport
         self.identity = identity
         self.directory = directory
@@ -129,9 +129,15 @@ class Swarm:
             except CoverageMissing as error:
                 raise full or error from None
             chain = Chain(
-                self.transport, self.identity, hops, request, generated, top_logprobs, self.clock
+                self.transport,
+                self.identity,
+                hops,
+                request,
+                generated,
+                top_logprobs,
+                self.clock,
+                self._observe_hop,
             )
-            started = self.clock.monotonic()
             for hop in hops:
                 self._extra[hop.node] = self._extra.get(hop.node, 0) + 1
             try:
@@ -152,9 +158,6 @@ class Swarm:
                 await chain.close()
                 self.release(chain)
                 raise
-            if self._observe_hop is not None:
-                for hop in hops:
-                    self._observe_hop(hop.node, self.clock.monotonic() - started)
             return chain
         raise full or CoverageMissing(
             f"no chain of nodes opened a session in {MAX_ATTEMPTS} attempts"
