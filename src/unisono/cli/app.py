@@ -64,8 +64,8 @@ app = typer.Typer(
     epilog=(
         '[bold]Start here[/]: [cyan]unisono run "The sea is"[/]  ·  '
         "Every flag is also a variable (--max-tokens: UNISONO_MAX_TOKENS, "
-        "or UNISONO_RUN_MAX_TOKENS for one verb) and a key of ~/.config/unisono/config.toml ($UNISONO_CONFIG) in the verb's "
-        "section, e.g. max-tokens = 128 under \\[run]. Flags come first, then variables, then the "
+        "or UNISONO_RUN_MAX_TOKENS for one verb) and a key of ~/.config/unisono/config.toml "
+        "($UNISONO_CONFIG) in the verb's section, e.g. max-tokens = 128 under \\[run]. Flags come first, then variables, then the "
         "file."
     ),
 )

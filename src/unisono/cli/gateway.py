@@ -81,7 +81,7 @@ async def _serve(settings: FrontSettings) -> None:
             server = await front.start()
         out.print(f"base_url   {server.url}/v1", soft_wrap=True, markup=False)
         out.print(
-            f"join       unisono node --join {front.address} --transport {settings.transport}",
+            f"join       unisono node --join {front.address}",
             soft_wrap=True,
             markup=False,
         )

@@ -11,7 +11,7 @@ from unisono.cli import options as o
 
 if TYPE_CHECKING:
     from unisono.compose.node_settings import NodeSettings
-    from unisono.types import LayerRange
+    from unisono.types import LayerRange, PeerAddress
 
 
 class DeviceName(StrEnum):
@@ -32,7 +32,10 @@ def node(
         ),
     ] = None,
     model: o.Model = o.DEFAULT_MODEL,
-    transport: o.Transport = o.TransportName.iroh,
+    transport: Annotated[
+        o.TransportName | None,
+        typer.Option("--transport", help="How nodes reach each other; as --join says, else iroh."),
+    ] = None,
     bind: Annotated[
         str, typer.Option("--bind", help="HOST:PORT to listen on; port 0 picks a free one.")
     ] = "127.0.0.1:0",
@@ -65,6 +68,7 @@ def node(
 
     if join is not None:
         address = PeerAddress.parse(join)  # before anything slow
+        transport = transport or _known_transport(address)
         if address.transport != transport.value:
             from unisono.errors import ConfigurationError
 
@@ -81,7 +85,7 @@ def node(
         model=stored.id,
         join=join,
         layers=block,
-        transport=transport.value,
+        transport=(transport or o.TransportName.iroh).value,
         bind=bind,
         key=key,
         kv_bytes=int(kv_gib * (1 << 30)),
@@ -90,6 +94,18 @@ def node(
     import asyncio
 
     asyncio.run(_serve(settings))
+
+
+def _known_transport(address: PeerAddress) -> o.TransportName:
+    from unisono.errors import ConfigurationError
+
+    try:
+        return o.TransportName(address.transport)
+    except ValueError as error:
+        known = ", ".join(o.TransportName)
+        raise ConfigurationError(
+            f"there is no transport '{address.transport}' as in {address}: expected {known}"
+        ) from error
 
 
 def parse_layers(text: str) -> LayerRange:

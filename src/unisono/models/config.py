@@ -82,6 +82,10 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise UnsupportedModel(
                 "a matrix has more than 32,768 columns: sums would leave the proven range"
             )
+        if self.head_size > 512:
+            raise UnsupportedModel(
+                f"heads of {self.head_size} elements: scores are proven exact up to 512"
+            )
         if self.kv_head_count < 1 or self.head_count % self.kv_head_count:
             raise UnsupportedModel(
                 f"{self.head_count} query heads cannot share {self.kv_head_count} key heads evenly"

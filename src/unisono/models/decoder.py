@@ -14,7 +14,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from unisono.errors import UnisonoError
+from unisono.errors import UnisonoError, UnsupportedModel
 from unisono.models.cache import SessionCache
 from unisono.models.config import DecoderConfig, RopeConfig
 from unisono.models.quantise import fraction_to_fixed, inverse_square_root, square_root
@@ -69,10 +69,15 @@ def constants(config: DecoderConfig, device: str = "cpu") -> Constants:
             Fraction(f) * per_turn * (1 << TURN_BITS)
             for f in rope_frequencies(rope, config.head_size)
         ]
+        if any(not 0 <= f <= 1 << TURN_BITS for f in exact):
+            raise UnsupportedModel("a rotary frequency exceeds one turn per position")
         return torch.tensor([round(f) for f in exact], dtype=torch.int64, device=device)
 
     def factor(rope: RopeConfig) -> int:
-        return round(Fraction(rope_attention_factor(rope)) * (1 << FACTOR_BITS))
+        exact = Fraction(rope_attention_factor(rope))
+        if not 0 < exact < 16:
+            raise UnsupportedModel(f"a rotary factor of {float(exact):g}: below 16 is expected")
+        return round(exact * (1 << FACTOR_BITS))
 
     return Constants(
         epsilon=fraction_to_fixed(Fraction(config.norm_epsilon), EPSILON_BITS),

@@ -15,7 +15,8 @@ from unisono.models.conversion import hash_parts
 from unisono.models.manifest import part_of
 from unisono.models.store import StoredModel
 from unisono.models.weights import BlockWeights, LayerWeights
-from unisono.numerics.linear import Matrix, Vector
+from unisono.numerics.linear import BIAS_BITS, GROUP, Matrix, Vector
+from unisono.numerics.norm import WEIGHT_BITS
 from unisono.types import LayerRange
 
 
@@ -80,6 +81,13 @@ def _tensor(model: StoredModel, name: str, device: str) -> Matrix | Vector:
             f"tensor '{name}' of {file} does not have the hash that the manifest commits "
             f"to: delete {model.path} and convert the model again"
         )
+    limit = {"norm": 1 << WEIGHT_BITS, "bias": 1 << BIAS_BITS}.get(entry.kind)
+    wanted = [torch.int8, torch.int16] if limit is None else [torch.int32]
+    groups = [*entry.shape[:-1], entry.shape[-1] // GROUP]
+    if [p.dtype for p in parts] != wanted or (limit is None and list(parts[1].shape) != groups):
+        raise CorruptModel(f"tensor '{name}' of {file} is not stored in the canonical form")
+    if limit is not None and parts[0].numel() and int(parts[0].abs().max()) >= limit:
+        raise CorruptModel(f"tensor '{name}' of {file} holds a value of {limit} or more")
     if entry.kind == "matrix":
         return Matrix(parts[0].to(device), parts[1].view(torch.uint16).to(device), entry.exponent)
     return Vector(parts[0].to(torch.int64).to(device), entry.exponent)

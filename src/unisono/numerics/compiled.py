@@ -93,7 +93,9 @@ def _align(x, right, bits):
         return min(max(y, -limit), limit)
     left = min(-right, 62)
     bound = limit >> left
-    return min(max(x, -bound), bound) << left
+    if x > bound:
+        return limit
+    return -limit if x < -bound else x << left
 
 
 @_jit("int64(int64)")

@@ -29,8 +29,8 @@ def round_shift(x: Tensor, shift: Tensor | int) -> Tensor:
 def align(x: Tensor, right: Tensor | int, bits: int) -> Tensor:
     """`x / 2**right` (a left shift where `right` is negative), saturated to `bits` bits.
 
-    Right shifts round halves upward. The magnitude saturates at `2**bits - 1` with the bits
-    below the left shift cleared, so that the result is monotonic in `x`.
+    Right shifts round halves upward. What would pass `2**bits - 1` becomes it, so that the
+    result is monotonic in `x`. Shifts by more than 62 count as 62.
     """
     limit = (1 << bits) - 1
     if isinstance(right, int):
@@ -38,11 +38,13 @@ def align(x: Tensor, right: Tensor | int, bits: int) -> Tensor:
             return round_shift(x, min(right, MAX_SHIFT)).clamp(-limit, limit)
         left = min(-right, MAX_SHIFT)
         bound = limit >> left
-        return x.clamp(-bound, bound) << left
+        shifted = x.clamp(-bound, bound) << left
+        return torch.where(x > bound, limit, torch.where(x < -bound, -limit, shifted))
     y = round_shift(x, right.clamp(0, MAX_SHIFT))
     left = (-right).clamp(0, MAX_SHIFT)
     bound = torch.full_like(left, limit) >> left
-    return torch.minimum(torch.maximum(y, -bound), bound) << left
+    shifted = torch.minimum(torch.maximum(y, -bound), bound) << left
+    return torch.where(y > bound, limit, torch.where(y < -bound, -limit, shifted))
 
 
 def bit_length(x: Tensor) -> Tensor:

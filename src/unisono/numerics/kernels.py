@@ -19,14 +19,26 @@ from torch import Tensor
 
 from unisono.errors import UnisonoError
 from unisono.numerics.compiled import Kernel, array
-from unisono.numerics.vectors import dot_groups, row_address
+from unisono.numerics.vectors import (
+    ROW_BLOCK,
+    dot_groups,
+    dot_groups_block,
+    element_address,
+    row_address,
+)
 
 
 def _row_product(x: Any, values: Any, multipliers: Any, out: Any) -> None:  # pragma: no cover
     groups = multipliers.shape[1]
-    for n in numba.prange(values.shape[0]):
+    rows, inputs, outputs = x.shape[0], x.shape[1], values.shape[0]
+    blocks = rows // ROW_BLOCK
+    for n in numba.prange(outputs):
         row, scales = row_address(values, n), row_address(multipliers, n)
-        for m in range(x.shape[0]):
+        for block in range(blocks):
+            m = block * ROW_BLOCK
+            at, to = row_address(x, m), element_address(out, m, n)
+            dot_groups_block(at, inputs, row, scales, groups, to, outputs)
+        for m in range(blocks * ROW_BLOCK, rows):
             out[m, n] = dot_groups(row_address(x, m), row, scales, groups)
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unisono.numerics.fixed import align, reduce_rows
+from unisono.numerics.fixed import MAX_SHIFT, align, reduce_rows, round_shift
 from unisono.numerics.kernels import row_product
 
 GROUP = 32
@@ -28,7 +28,7 @@ BIAS_BITS = 24
 KERNEL_ROWS = 48
 """Up to this many rows the compiled kernel wins on a CPU (`bench/kernels.py`)."""
 SUM_BITS = 60
-"""Magnitude bits at which a sum with its bias saturates."""
+"""Magnitude bits of an aligned bias."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +91,16 @@ def linear(
         exponent: int64 [rows, 1].
 
     Returns:
-        int64 [rows, outputs], below 2**53 without a bias and 2**60 with one, and the rows'
+        int64 [rows, outputs], below 2**53 without a bias and 2**61 with one, and the rows'
         exponents.
     """
     narrow, exponent = reduce_rows(x, exponent, INPUT_BITS)
     out_exponent = exponent + matrix.exponent
     out = product(narrow, matrix)
     if bias is not None:
-        limit = (1 << SUM_BITS) - 1
-        added = align(bias.values.expand_as(out), out_exponent - bias.exponent, SUM_BITS)
-        out = (out + added).clamp(-limit, limit)
+        # a bias far above the product (of a row of zeros, say) sets the exponent
+        common = out_exponent.clamp(min=bias.exponent - (SUM_BITS - BIAS_BITS))
+        out = round_shift(out, (common - out_exponent).clamp(max=MAX_SHIFT))
+        out = out + align(bias.values.expand_as(out), common - bias.exponent, SUM_BITS)
+        out_exponent = common
     return out, out_exponent

@@ -49,44 +49,88 @@ def _sum(builder: Any, vector: Any) -> Any:
     return out
 
 
-@_intrinsic
-def dot_groups(_context: Any, x: Any, values: Any, multipliers: Any, groups: Any) -> Any:
-    """Sum over groups of `multipliers[g] * sum(x[g, :] * values[g, :])`.
+def _dot_groups(
+    builder: Any, rows: list[Any], values_at: Any, multipliers_at: Any, count: Any
+) -> list[Any]:
+    """For each pointer to int16 inputs: the sum over groups of `multipliers[g] * sum(x[g, :] *
+    values[g, :])`.
 
     A group's 32 products are folded to 8 int32 lanes, below 2**24 each; the lanes times the
     multiplier are summed in float64, exactly, since the whole sum stays below 2**53.
     """
-    del x, values, multipliers, groups
-    signature = types.int64(
-        types.CPointer(types.int16),
-        types.CPointer(types.int8),
-        types.CPointer(types.uint16),
-        types.intp,
-    )
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        x_at, values_at, multipliers_at, count = arguments
-        lanes = ir.VectorType(_F64, _LANES)
-        total = cgutils.alloca_once(builder, lanes)
+    lanes = ir.VectorType(_F64, _LANES)
+    totals = [cgutils.alloca_once(builder, lanes) for _ in rows]
+    for total in totals:
         builder.store(ir.Constant(lanes, [0.0] * _LANES), total)
-        with cgutils.for_range(builder, count) as loop:
-            offset = builder.mul(loop.index, ir.Constant(loop.index.type, _GROUP))
-            pairs = _pairs(
-                builder, _load(builder, x_at, offset, 16), _load(builder, values_at, offset, 8)
-            )
-            low, high = list(range(_LANES)), list(range(_LANES, 2 * _LANES))
+    low, high = list(range(_LANES)), list(range(_LANES, 2 * _LANES))
+    with cgutils.for_range(builder, count) as loop:
+        offset = builder.mul(loop.index, ir.Constant(loop.index.type, _GROUP))
+        values = _load(builder, values_at, offset, 8)
+        scale = builder.uitofp(builder.load(builder.gep(multipliers_at, [loop.index])), _F64)
+        first = builder.insert_element(
+            ir.Constant(lanes, ir.Undefined), scale, ir.Constant(_I32, 0)
+        )
+        spread = _pick(builder, first, [0] * _LANES)
+        for x_at, total in zip(rows, totals, strict=True):
+            pairs = _pairs(builder, _load(builder, x_at, offset, 16), values)
             folded = builder.add(_pick(builder, pairs, low), _pick(builder, pairs, high))
-            scale = builder.load(builder.gep(multipliers_at, [loop.index]))
-            first = builder.insert_element(
-                ir.Constant(lanes, ir.Undefined),
-                builder.uitofp(scale, _F64),
-                ir.Constant(_I32, 0),
-            )
-            spread = _pick(builder, first, [0] * _LANES)
             scaled = builder.fmul(builder.sitofp(folded, lanes), spread, flags=("contract",))
             added = builder.fadd(builder.load(total), scaled, flags=("contract",))
             builder.store(added, total)
-        return _sum(builder, builder.fptosi(builder.load(total), ir.VectorType(_I64, _LANES)))
+    wide = ir.VectorType(_I64, _LANES)
+    return [_sum(builder, builder.fptosi(builder.load(total), wide)) for total in totals]
+
+
+_INPUTS = types.CPointer(types.int16)
+_VALUES = types.CPointer(types.int8)
+_MULTIPLIERS = types.CPointer(types.uint16)
+_OUTPUTS = types.CPointer(types.int64)
+
+ROW_BLOCK = 4
+"""Rows that share one read of the weights in `dot_groups_block`."""
+
+
+@_intrinsic
+def dot_groups(_context: Any, x: Any, values: Any, multipliers: Any, groups: Any) -> Any:
+    """One row of inputs times one row of grouped weights."""
+    del x, values, multipliers, groups
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        x_at, values_at, multipliers_at, count = arguments
+        return _dot_groups(builder, [x_at], values_at, multipliers_at, count)[0]
+
+    return types.int64(_INPUTS, _VALUES, _MULTIPLIERS, types.intp), generate
+
+
+@_intrinsic
+def dot_groups_block(
+    _context: Any,
+    x: Any,
+    stride: Any,
+    values: Any,
+    multipliers: Any,
+    groups: Any,
+    out: Any,
+    step: Any,
+) -> Any:
+    """`ROW_BLOCK` rows of inputs, `stride` elements apart, times one row of grouped weights;
+    the sums are stored at `out`, `step` elements apart."""
+    del x, stride, values, multipliers, groups, out, step
+    signature = types.void(
+        _INPUTS, types.intp, _VALUES, _MULTIPLIERS, types.intp, _OUTPUTS, types.intp
+    )
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        x_at, stride, values_at, multipliers_at, count, out_at, step = arguments
+
+        def times(distance: Any, row: int) -> Any:
+            return builder.mul(distance, ir.Constant(distance.type, row))
+
+        rows = [builder.gep(x_at, [times(stride, r)]) for r in range(ROW_BLOCK)]
+        sums = _dot_groups(builder, rows, values_at, multipliers_at, count)
+        for r, total in enumerate(sums):
+            builder.store(total, builder.gep(out_at, [times(step, r)]))
+        return context.get_dummy_value()
 
     return signature, generate
 
@@ -123,20 +167,26 @@ def row_address(_context: Any, array: Any, row: Any) -> Any:
 
 
 @_intrinsic
+def element_address(_context: Any, array: Any, row: Any, column: Any) -> Any:
+    """Pointer to an element of a two-dimensional array."""
+    return _address(array, (row, column), inner=False)
+
+
+@_intrinsic
 def head_address(_context: Any, array: Any, row: Any, head: Any) -> Any:
     """Pointer to the first element of a head of a three-dimensional array."""
     return _address(array, (row, head))
 
 
-def _address(array: Any, indices: tuple[Any, ...]) -> Any:
+def _address(array: Any, indices: tuple[Any, ...], inner: bool = True) -> Any:
     signature = types.CPointer(array.dtype)(array, *indices)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = signature.args[0]
         made = context.make_array(kind)(context, builder, arguments[0])
-        zero = context.get_constant(types.intp, 0)
+        last = [context.get_constant(types.intp, 0)] if inner else []
         return cgutils.get_item_pointer(
-            context, builder, kind, made, [*arguments[1:], zero], wraparound=False
+            context, builder, kind, made, [*arguments[1:], *last], wraparound=False
         )
 
     return signature, generate

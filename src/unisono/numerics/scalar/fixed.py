@@ -54,15 +54,14 @@ def clamp(x: int, limit: int) -> int:
 def align(x: int, right: int, bits: int) -> int:
     """`x / 2**right`, saturated to `bits` magnitude bits.
 
-    A right shift rounds halves upward, and counts above 62 count as 62. A left shift (negative
-    `right`) saturates at the largest multiple of `2**-right` below `2**bits`; where that is 0
-    (a left shift by `bits` or more), so is the result.
+    A right shift rounds halves upward; a negative `right` shifts left. Counts above 62 count
+    as 62. What would pass `2**bits - 1` becomes it.
     """
     limit = (1 << bits) - 1
     if right >= 0:
         return clamp(round_shift(x, min(right, MAX_SHIFT)), limit)
     left = min(-right, MAX_SHIFT)
-    return clamp(in_range(x, 62), limit >> left) << left
+    return clamp(in_range(x, 62) << left, limit)
 
 
 def bit_length(x: int) -> int:

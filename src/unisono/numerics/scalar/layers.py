@@ -66,9 +66,10 @@ def linear(row: Row, exponent: int, matrix: Matrix, bias: Vector | None = None) 
     out = product(narrow, matrix)
     if bias is None:
         return out, out_exponent
-    limit = (1 << 60) - 1
-    added = [align(in_range(b, 24), out_exponent - bias.exponent, 60) for b in bias.values]
-    return [clamp(x + b, limit) for x, b in zip(out, added, strict=True)], out_exponent
+    common = max(out_exponent, bias.exponent - 36)
+    out = [round_shift(x, min(common - out_exponent, 62)) for x in out]
+    added = [align(in_range(b, 24), common - bias.exponent, 60) for b in bias.values]
+    return [in_range(x + b, 61) for x, b in zip(out, added, strict=True)], common
 
 
 def rms_norm(row: Row, exponent: int, weight: Vector, epsilon: tuple[int, int]) -> Scaled:
