@@ -97,7 +97,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "top_k": 0 <= self.top_k < small,
             "top_p": 0 <= self.top_p <= Q16,
             "min_p": 0 <= self.min_p <= Q16,
-            "repetition_penalty": 0 < self.repetition_penalty < small,
+            "repetition_penalty": 0 < self.repetition_penalty < 64 * Q16,
             "presence_penalty": -small <= self.presence_penalty < small,
             "frequency_penalty": -small <= self.frequency_penalty < small,
             "logit_bias": all(

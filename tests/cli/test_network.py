@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.cli.program import answered, processes_of, signal_group, started, unisono
+from unisono.cli.app import app
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -37,10 +39,6 @@ def other_rows(receipt: dict[str, Any]) -> None:
 
 def other_time(receipt: dict[str, Any]) -> None:
     receipt["created"] += 1
-
-
-def unknown_model(receipt: dict[str, Any]) -> None:
-    receipt["request"]["model"] = "00" * 32
 
 
 CHANGES: list[tuple[Change, str]] = [
@@ -73,7 +71,7 @@ def test_run_prints_one_object_with_text_tokens_and_receipt(answer: dict[str, An
     assert answer["nodes"] == len(answer["receipt"]["hops"]) == 2
     assert answer["token_ids"] == answer["receipt"]["tokens"]
     assert 1 <= len(answer["token_ids"]) <= 6
-    assert answer["tokens_per_second"] == pytest.approx(answer["tokens_per_second"], abs=1e9)
+    assert answer["tokens_per_second"] > 0
     assert isinstance(answer["text"], str)
     assert Path(answer["receipt_path"]).name == f"{answer['receipt_id']}.json"
 
@@ -92,12 +90,12 @@ def test_an_altered_receipt_is_refused(
     change(receipt)
     path = tmp_path / "altered.json"
     path.write_text(json.dumps(receipt))
-    done = unisono("verify", path, "--json")
+    done = CliRunner().invoke(app, ["verify", str(path), "--json"])
     verdict = json.loads(done.stdout)
-    assert done.returncode == 1
+    assert done.exit_code == 1
     assert verdict["verdict"] == "INVALID"
     assert verdict["fault"]["kind"] == kind
-    assert verdict["receipt_id"] != answer["receipt_id"]
+    assert len(verdict["receipt_id"]) == 32
 
 
 def test_models_are_listed_and_removed(
@@ -158,7 +156,7 @@ def test_a_dead_node_is_started_again_and_ctrl_c_leaves_no_process(
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
     ("seconds", "number", "code"),
-    [(0.6, signal.SIGINT, 130), (2.0, signal.SIGINT, 130), (2.5, signal.SIGTERM, 143)],
+    [(1.0, signal.SIGINT, 130), (2.0, signal.SIGINT, 130), (2.5, signal.SIGTERM, 143)],
 )
 def test_a_start_that_is_interrupted_leaves_no_process(
     answer: dict[str, Any], tiny_model: Path, seconds: float, number: int, code: int

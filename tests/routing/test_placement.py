@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.routing.records import KEYS, MODEL, record
@@ -54,12 +54,15 @@ def chains(records: Sequence[NodeRecord]) -> list[tuple[NodeRecord, ...]]:
     return found
 
 
-blocks = st.integers(0, LAYERS - 1).flatmap(
-    lambda start: st.tuples(st.just(start), st.integers(start + 1, LAYERS + 1))
+# Few edges, so that most draws have several chains to choose from.
+edges = [(0, 2), (2, 3), (3, 5), (0, 3), (2, 5), (0, 5), (1, 5), (3, 6)]
+nodes = st.lists(
+    st.tuples(st.sampled_from(edges), st.sampled_from([1, 1, 1, 2, 0]), st.integers(0, 3)),
+    max_size=9,
 )
-nodes = st.lists(st.tuples(blocks, st.integers(0, 2), st.integers(0, 3)), max_size=9)
 
 
+@settings(max_examples=300)
 @given(nodes)
 def test_the_best_chain_is_the_best_of_all_chains(
     held: list[tuple[tuple[int, int], int, int]],
@@ -98,6 +101,14 @@ def test_the_first_layer_that_no_chain_reaches_is_named(
 def test_a_block_beyond_the_model_does_not_hide_the_gap() -> None:
     with pytest.raises(CoverageMissing, match="layer 2 "):
         best_chain([record(0, 0, 2), record(1, 0, 9)], MODEL, LAYERS, 1)
+
+
+def test_fewer_hops_come_before_less_load() -> None:
+    whole = record(0, 0, 5, sessions=9)
+    idle = [record(1, 0, 2), record(2, 2, 5)]
+    assert best_chain([*idle, whole], MODEL, LAYERS, 1) == (whole,)
+    busier = record(3, 0, 5, sessions=10)
+    assert best_chain([busier, *idle, whole], MODEL, LAYERS, 1) == (whole,)
 
 
 def test_nodes_of_other_models_nodes_to_avoid_and_nodes_without_layers_are_left_out() -> None:

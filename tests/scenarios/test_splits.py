@@ -24,7 +24,7 @@ NODES = {"gemma": [1, 2, 3, 6], "llama": [1, 2, 3, 4]}
 async def answers(model: StoredModel, blocks: object) -> dict[str, Answered]:
     """One answer per way of sampling, one after another."""
     async with tiny_network(model, blocks) as net:  # type: ignore[arg-type]
-        request = request_for(model, max_tokens=24)
+        request = request_for(model)
         return {name: await net.answer(with_sampling(request, name)) for name in SAMPLINGS}
 
 

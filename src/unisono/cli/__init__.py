@@ -9,15 +9,21 @@ import time
 
 STARTED = time.perf_counter()
 """When this program began, for what it reports about its own start."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 
 def main() -> None:
     """The console script `unisono`."""
-    if sys.argv[1:2] == ["run"] and not {"-h", "--help"} & set(sys.argv):
-        # Loading torch is the longest part of a start: it begins before anything else.
-        from unisono.cli.child import start_servers
+    try:
+        if sys.argv[1:2] == ["run"] and not {"-h", "--help"} & set(sys.argv):
+            # Loading torch is the longest part of a start: it begins before anything else.
+            from unisono.cli.child import start_servers
 
-        start_servers()
-    from unisono.cli.app import app
+            start_servers()
+        from unisono.cli.app import app
 
-    app()
+        app()
+    except KeyboardInterrupt:  # before a verb runs, or while the program ends
+        sys.stderr.write("error: stopped\n")
+        sys.exit(INTERRUPTED)

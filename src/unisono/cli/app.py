@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 import signal
 import sys
-from typing import Annotated, Any, NoReturn, cast
+from typing import Annotated, Any, NoReturn, cast, get_args, get_type_hints
 
 import typer
 from typer.core import TyperGroup
 
 from unisono.cli import (
+    INTERRUPTED,
     chat,
     gateway,
     models,
@@ -24,10 +26,9 @@ from unisono.cli import (
 )
 from unisono.cli.options import VERBOSE
 from unisono.cli.terminal import fail
-from unisono.config import Kind, config_file, load_config
+from unisono.config import Kind, Value, config_file, load_config
 from unisono.errors import UnisonoError
 
-INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -63,10 +64,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=(
         '[bold]Start here[/]: [cyan]unisono run "The sea is"[/]  ·  '
-        "Every flag is also a variable (--max-tokens: UNISONO_MAX_TOKENS, "
-        "or UNISONO_RUN_MAX_TOKENS for one verb) and a key of ~/.config/unisono/config.toml "
-        "($UNISONO_CONFIG) in the verb's section, e.g. max-tokens = 128 under \\[run]. Flags come first, then variables, then the "
-        "file."
+        "Every flag is also a variable (--max-tokens: UNISONO_MAX_TOKENS, or "
+        "UNISONO_RUN_MAX_TOKENS for one verb) and a key of the verb's section in "
+        "~/.config/unisono/config.toml ($UNISONO_CONFIG), e.g. max-tokens = 128 under "
+        "\\[run]. Flags come first, then variables, then the file."
     ),
 )
 
@@ -94,7 +95,10 @@ def unisono(
     if path is not None:
         group = cast(Any, ctx.command)
         known = {name: _keys(command) for name, command in group.commands.items()}
-        cast(Any, ctx).default_map = load_config(path, known)
+        settings = load_config(path, known)
+        cast(Any, ctx).default_map = {
+            verb: _by_parameter(group.commands[verb], section) for verb, section in settings.items()
+        }
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
@@ -106,11 +110,17 @@ def _name_variables(command: Any, verb: str) -> None:
     """Give every flag its variables: `UNISONO_VERB_FLAG` and, for all verbs, `UNISONO_FLAG`."""
     for parameter in command.params:
         if parameter.param_type_name == "option" and parameter.name != "help":
-            flag = parameter.name.upper()
+            flag = _flag(parameter).upper()
             parameter.envvar = [f"UNISONO_{verb.upper()}_{flag}", f"UNISONO_{flag}"]
             parameter.show_envvar = False
     for child in getattr(command, "commands", {}).values():
         _name_variables(child, verb)
+
+
+def _flag(parameter: Any) -> str:
+    """A flag's name as variables and files spell it: `--max-tokens` is `max_tokens`."""
+    longest = max(parameter.opts, key=len)
+    return str(longest).lstrip("-").replace("-", "_")
 
 
 def _flow(command: Any) -> None:
@@ -121,26 +131,30 @@ def _flow(command: Any) -> None:
         _flow(child)
 
 
+def _by_parameter(command: Any, section: dict[str, Value]) -> dict[str, Value]:
+    """A section's values under the names of the verb's parameters."""
+    names = {_flag(p): p.name for p in command.params if p.param_type_name == "option"}
+    return {names[key]: value for key, value in section.items()}
+
+
 def _keys(command: Any) -> dict[str, Kind]:
-    """The keys that a verb's section of the file may have."""
-    kinds: dict[str, Kind] = {}
-    for parameter in command.params:
-        if parameter.param_type_name != "option" or parameter.name == "help":
-            continue
-        if parameter.is_flag:
-            kind = Kind.FLAG
-        elif parameter.multiple:
-            kind = Kind.TEXTS
-        else:
-            name = str(parameter.type.name)
-            kind = next(
-                (k for k in (Kind.INTEGER, Kind.NUMBER) if name.startswith(_NAMES[k])), Kind.TEXT
-            )
-        kinds[parameter.name] = kind
-    return kinds
+    """The keys that a verb's section of the file may have, from the verb's annotations."""
+    hints = get_type_hints(inspect.unwrap(command.callback))
+    return {
+        _flag(parameter): _kind(hints[parameter.name])
+        for parameter in command.params
+        if parameter.param_type_name == "option" and parameter.name in hints
+    }
 
 
-_NAMES = {Kind.INTEGER: "integer", Kind.NUMBER: "float"}
+def _kind(hint: Any) -> Kind:
+    for part in get_args(hint) or (hint,):  # such as the parts of `int | None`
+        if part in _KINDS:
+            return _KINDS[part]
+    return Kind.TEXTS if list[str] in get_args(hint) else Kind.TEXT
+
+
+_KINDS: dict[Any, Kind] = {bool: Kind.FLAG, int: Kind.INTEGER, float: Kind.NUMBER, str: Kind.TEXT}
 
 
 app.command()(run.run)
