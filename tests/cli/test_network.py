@@ -123,6 +123,14 @@ def test_perplexity_is_close_to_the_references(
     assert measured["perplexity"] == pytest.approx(measured["reference_perplexity"], rel=0.02)
 
 
+def assert_nothing_left(session: int) -> None:
+    """Python's own tracker of semaphores ends a moment after the program whose pipe it reads."""
+    deadline = time.monotonic() + 3
+    while (left := processes_of(session)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == []
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_dead_node_is_started_again_and_ctrl_c_leaves_no_process(
     answer: dict[str, Any], tiny_model: Path
@@ -147,7 +155,7 @@ def test_a_dead_node_is_started_again_and_ctrl_c_leaves_no_process(
         assert "is back" in network.stderr.readline()
         signal_group(network, signal.SIGINT)
         assert network.wait(20) == 130
-        assert processes_of(network.pid) == []
+        assert_nothing_left(network.pid)
         assert "Traceback" not in network.stderr.read()
     finally:
         signal_group(network, signal.SIGKILL) if network.poll() is None else None
@@ -167,4 +175,4 @@ def test_a_start_that_is_interrupted_leaves_no_process(
     output, errors = network.communicate(timeout=20)
     assert network.returncode == code, (output, errors)
     assert "Traceback" not in errors
-    assert processes_of(network.pid) == []
+    assert_nothing_left(network.pid)

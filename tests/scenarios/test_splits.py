@@ -58,6 +58,7 @@ async def test_any_edge_between_two_blocks_gives_the_same_tokens(
     assert {s: a.tokens for s, a in uneven.items()} == {s: a.tokens for s, a in alone.items()}
 
 
+@pytest.mark.slow
 async def test_answers_side_by_side_are_those_that_each_would_be_alone(
     tiny_models: TinyModels,
 ) -> None:

@@ -68,6 +68,7 @@ class LocalNetwork:
         self._places: list[_Place] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._starting: asyncio.Future[None] | None = None
+        self._closing = False
 
     @property
     def url(self) -> str:
@@ -127,6 +128,7 @@ class LocalNetwork:
 
     async def close(self) -> None:
         """Stop everything; idempotent."""
+        self._closing = True
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -146,7 +148,15 @@ class LocalNetwork:
         from unisono.compose.local import start_node
 
         for place in places:
-            place.node = start_node(place.settings, log_level=self._settings.log_level)
+            if self._closing:
+                return
+            try:
+                place.node = start_node(place.settings, log_level=self._settings.log_level)
+            except (EOFError, OSError) as error:
+                raise ConfigurationError(
+                    "no node process can be started: the process that they are forked from ended "
+                    f"({error or type(error).__name__}); is there enough memory?"
+                ) from error
 
     async def _ready(self, places: list[_Place]) -> None:
         waiting = [asyncio.create_task(place.node.ready()) for place in places if place.node]

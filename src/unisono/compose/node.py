@@ -21,13 +21,14 @@ from unisono.wire.frames import decode_frame, encode_frame
 from unisono.wire.identity import Identity
 from unisono.wire.messages import Announce, Announced, NodeRecord, Refused
 from unisono.wire.transports import make_transport
-from unisono.wire.transports.base import Transport
+from unisono.wire.transports.base import Stream, Transport
 
 log = logging.getLogger(__name__)
 
 ANNOUNCE_SECONDS = 3.0
 JOIN_SECONDS = 600.0
 """A node that cannot reach its network this long gives up."""
+REPLY_SECONDS = 10.0
 _MAX_BACK_OFF = 10.0
 
 
@@ -105,7 +106,7 @@ class Node:
                 try:
                     while True:
                         await stream.send(encode_frame(Announce(self.worker.record())))
-                        await self._announced(await stream.receive())
+                        await self._announced(stream)
                         back_off, reached = 0.5, self._clock.monotonic()
                         await self._clock.sleep(ANNOUNCE_SECONDS)
                 finally:
@@ -129,8 +130,12 @@ class Node:
         if self._engine is not None:
             await self._engine.close()
 
-    async def _announced(self, frame: bytes) -> Announced:
-        message, _ = decode_frame(frame)
+    async def _announced(self, stream: Stream) -> Announced:
+        try:
+            async with asyncio.timeout(REPLY_SECONDS):
+                message, _ = decode_frame(await stream.receive())
+        except TimeoutError:
+            raise PeerGone(f"the network was silent for {REPLY_SECONDS:.0f} s") from None
         if isinstance(message, Refused):
             raise PeerRefused(f"the network refuses this node: {message.message}", message.code)
         if not isinstance(message, Announced):
@@ -155,7 +160,7 @@ class Node:
         try:
             stream = await self._transport.dial(self._directory)
             await stream.send(encode_frame(Announce(record)))
-            given = await self._announced(await stream.receive())
+            given = await self._announced(stream)
             await stream.close()
         except WireError as error:
             raise ConfigurationError(

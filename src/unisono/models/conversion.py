@@ -69,12 +69,24 @@ def convert(source: ModelSource, root: Path, progress: Progress | None = None) -
         write_file(folder / "manifest.json", msgspec.json.encode(manifest))
         target = root / "models" / manifest.model_id
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():  # damaged, or converted from another source of equal weights
+        if _same_files(folder, target):  # from another source of equal weights, maybe in use
+            return target
+        if target.exists():  # damaged
             shutil.rmtree(target)
         folder.rename(target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return target
+
+
+def _same_files(made: Path, stored: Path) -> bool:
+    """Whether `stored` holds the manifest of `made` and a file of each name and size."""
+    if not stored.exists():
+        return False
+    sizes = {f.name: f.stat().st_size for f in made.iterdir()}
+    known = {f.name: f.stat().st_size for f in stored.iterdir()}
+    manifest = "manifest.json"
+    return sizes == known and ((made / manifest).read_bytes() == (stored / manifest).read_bytes())
 
 
 def hash_parts(parts: list[Tensor]) -> str:
