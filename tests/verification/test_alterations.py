@@ -18,7 +18,8 @@ from unisono.errors import ReceiptError
 from unisono.models.store import ModelStore
 from unisono.types import Q16, LayerRange, ModelId, Sampling, SessionId
 from unisono.verification.receipt import Receipt, from_json, to_json
-from unisono.verification.replay import Verdict, verify
+from unisono.verification.replay import verify
+from unisono.verification.verdict import Verdict
 from unisono.wire.claims import tokens_root
 from unisono.wire.identity import Identity
 

@@ -28,7 +28,8 @@ from unisono.execution.engine import Engine, StepResult
 from unisono.execution.worker import Worker
 from unisono.models.store import ModelStore, StoredModel
 from unisono.types import LayerRange
-from unisono.verification.replay import Fault, verify
+from unisono.verification.replay import verify
+from unisono.verification.verdict import Fault
 from unisono.wire.messages import Open
 from unisono.wire.rows import encode_rows
 from unisono.wire.transports.base import Stream

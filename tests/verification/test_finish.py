@@ -12,7 +12,8 @@ from tests.scenarios.network import request_for
 from tests.verification.answers import Made, make
 from unisono.models.tokenizer import Tokenizer
 from unisono.types import request_hash
-from unisono.verification.replay import Verdict, verify
+from unisono.verification.replay import verify
+from unisono.verification.verdict import Verdict
 from unisono.wire.claims import tokens_root
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from rich.table import Table
@@ -13,34 +13,22 @@ from unisono.cli.terminal import out, printable
 
 if TYPE_CHECKING:
     from unisono.verification.receipt import Receipt
+    from unisono.verification.verdict import Verdict
 
 _SHORT = 16
 
 
-class Judgement(msgspec.Struct, frozen=True):
-    """`verification.replay.Verdict` as it comes from a child process, without torch."""
-
-    verdict: str
-    fault: dict[str, Any] | None = None
-    message: str = ""
-    positions: int = 0
-    seconds: float = 0.0
-
-    @property
-    def valid(self) -> bool:
-        return self.verdict == "VALID"
-
-
-def replayed(receipt: Receipt, report: Report) -> Judgement:
+def replayed(receipt: Receipt, report: Report) -> Verdict:
     """Check a receipt in a process of its own, from nothing but the stored weights.
 
     Raises:
         UnisonoError: the replay could not run.
     """
     from unisono.verification.receipt import to_json
+    from unisono.verification.verdict import Verdict
 
     text = in_child(replay_receipt, to_json(receipt).decode(), report)
-    return msgspec.json.decode(text, type=Judgement)
+    return msgspec.json.decode(text, type=Verdict)
 
 
 def replay_receipt(report: Report, text: str) -> str:
@@ -90,25 +78,22 @@ def show_receipt(receipt: Receipt, model: str) -> None:
     out.print(hops)
 
 
-def show_verdict(judgement: Judgement) -> None:
+def show_verdict(judgement: Verdict) -> None:
     """A verdict as one or two lines; the fault names hop, layers, position and node."""
     style = {"VALID": "bold green", "INVALID": "bold red"}.get(judgement.verdict, "bold yellow")
     line = Text.assemble((judgement.verdict, style), f": {printable(judgement.message)}")
-    if judgement.valid:
+    if judgement.verdict == "VALID":
         line.append(f" ({judgement.positions} positions replayed in {judgement.seconds:.1f} s)")
     out.print(line, soft_wrap=True)
-    fault = judgement.fault or {}
-    layers = fault.get("layers")
-    details = [
-        f"{name} {value}"
-        for name, value in (
-            ("kind", fault.get("kind")),
-            ("hop", fault.get("hop")),
-            ("layers", f"{layers['start']}:{layers['stop']}" if layers else None),
-            ("position", fault.get("position")),
-            ("node", fault.get("node")),
-        )
-        if value is not None
-    ]
-    if details:
-        out.print(Text("  " + ", ".join(details), style="dim"), soft_wrap=True)
+    fault = judgement.fault
+    if fault is None:
+        return
+    facts = {
+        "kind": fault.kind,
+        "hop": fault.hop,
+        "layers": fault.layers,
+        "position": fault.position,
+        "node": fault.node,
+    }
+    details = [f"{name} {value}" for name, value in facts.items() if value is not None]
+    out.print(Text("  " + ", ".join(details), style="dim"), soft_wrap=True)

@@ -136,7 +136,7 @@ def run(
         show_verdict(judgement)
         dim(f"Started answering {first or start_seconds:.1f} s after the command. Check it again:")
         out.print(f"unisono verify {path}", soft_wrap=True, markup=False)
-    raise typer.Exit(0 if judgement.valid else 1)
+    raise typer.Exit(0 if judgement.verdict == "VALID" else 1)
 
 
 def _saved(receipt: Receipt) -> Path:

@@ -39,10 +39,11 @@ def verify(
     del verbose
     import msgspec
 
-    from unisono.cli.replay import Judgement, replay_receipt, show_verdict
+    from unisono.cli.replay import replay_receipt, show_verdict
     from unisono.cli.terminal import err
     from unisono.errors import ReceiptError
     from unisono.verification.receipt import from_json, to_json
+    from unisono.verification.verdict import Verdict
 
     try:
         read = from_json(_read(receipt, api_key))
@@ -58,12 +59,12 @@ def verify(
             ),
             to_json(read).decode(),
         )
-    judgement = msgspec.json.decode(judged, type=Judgement)
+    judgement = msgspec.json.decode(judged, type=Verdict)
     if as_json:
         _print_json(msgspec.to_builtins(judgement) | {"receipt_id": read.id})
     else:
         show_verdict(judgement)
-    raise typer.Exit(0 if judgement.valid else 1)
+    raise typer.Exit(0 if judgement.verdict == "VALID" else 1)
 
 
 def _print_json(report: dict[str, Any]) -> None:

@@ -1,0 +1,49 @@
+"""What a check of a receipt finds."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from unisono.types import LayerRange, NodeId
+from unisono.wire.claims import HopClaim
+
+FaultKind = Literal[
+    "malformed",
+    "claim_signature",
+    "gateway_signature",
+    "request_altered",
+    "claims_inconsistent",
+    "tokens_altered",
+    "finish_reason",
+    "rows_in",
+    "rows_out",
+    "sampling",
+]
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """What is wrong, and who answers for it where one hop does."""
+
+    kind: FaultKind
+    message: str
+    hop: int | None = None
+    node: NodeId | None = None
+    layers: LayerRange | None = None
+    position: int | None = None
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """The outcome of a check."""
+
+    verdict: Literal["VALID", "INVALID", "INCONCLUSIVE"]
+    fault: Fault | None = None
+    message: str = ""
+    positions: int = 0
+    seconds: float = 0.0
+
+
+def fault_of(claim: HopClaim, kind: FaultKind, message: str, position: int | None = None) -> Fault:
+    """A fault that one hop answers for."""
+    return Fault(kind, message, claim.hop, claim.node, claim.layers, position)
