@@ -21,10 +21,11 @@ from unisono.wire.messages import Ping
 from unisono.wire.transports import iroh as iroh_module
 from unisono.wire.transports import make_transport
 from unisono.wire.transports import tcp as tcp_module
+from unisono.wire.transports.addresses import join_address, split_address
 from unisono.wire.transports.base import Stream, StreamHandler, Transport
 from unisono.wire.transports.iroh import PATCHED, IrohStream, IrohTransport
 from unisono.wire.transports.memory import MemoryNetwork, MemoryStream
-from unisono.wire.transports.tcp import TcpStream, join_address, split_address
+from unisono.wire.transports.tcp import TcpStream
 
 KINDS = ["memory", "tcp", "iroh"]
 

@@ -15,24 +15,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import importlib.metadata
 import ipaddress
 import logging
 import socket
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol, TypeVar, cast
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import iroh
-from iroh import iroh_ffi
 
 from unisono.errors import ConfigurationError, PeerCheating, PeerGone
 from unisono.types import NodeId, PeerAddress
 from unisono.wire.frames import FRAME_PREFIX, frame_size
 from unisono.wire.identity import Identity
 from unisono.wire.transports import HandlerTasks, cancel_tasks
+from unisono.wire.transports.addresses import join_address, reachable_host, split_address
 from unisono.wire.transports.base import StreamHandler
-from unisono.wire.transports.tcp import join_address, reachable_host, split_address
+from unisono.wire.transports.iroh_binding import repair
 
 logger = logging.getLogger(__name__)
 
@@ -55,62 +53,7 @@ WRITE_SIZE = 1 << 20
 _HELLO = b"\x01"
 _T = TypeVar("_T")
 
-
-class _Raw(Protocol):
-    """iroh's buffer for arguments, of which the patch below uses this much."""
-
-    data: Any
-    len: int
-
-    def free(self) -> None: ...
-
-
-class _Builder(Protocol):
-    rbuf: _Raw
-
-    def _reserve(self, num_bytes: int) -> contextlib.AbstractContextManager[None]: ...
-
-    def finalize(self) -> _Raw: ...
-
-
-def _write(self: _Builder, value: bytes) -> None:
-    """Append bytes to an argument buffer by one copy.
-
-    The binding's own method copies byte by byte in Python (fixed in uniffi 0.32): 2 MB/s
-    where this gives 40 to 80, and 8 KB round trips of 5 to 12 ms where this gives 1.
-    """
-    with self._reserve(len(value)):  # pyright: ignore[reportPrivateUsage]
-        if value:
-            start = ctypes.addressof(self.rbuf.data.contents) + self.rbuf.len
-            ctypes.memmove(start, bytes(value), len(value))
-
-
-def _patch_binding() -> bool:
-    """Install `_write` if this is the binding it was made for and it works here."""
-    if not importlib.metadata.version("iroh").startswith("1.2."):
-        return False
-    builder = cast("Callable[[], _Builder] | None", vars(iroh_ffi).get("_UniffiRustBufferBuilder"))
-    if builder is None:
-        return False
-    # Odd sizes and several appends: the buffer is moved when it grows.
-    parts = (b"\x03", bytes(range(256)) * 5, b"", b"end")
-    trial = builder()
-    try:
-        for part in parts:
-            _write(trial, part)
-        raw = trial.finalize()
-        good = bytes(raw.data[0 : raw.len]) == b"".join(parts)
-        raw.free()
-    except (AttributeError, TypeError, ValueError):
-        good = False
-    if good:
-        cast(Any, builder).write = _write
-    else:
-        logger.warning("the copy patch for iroh does not fit this build: transfers will be slow")
-    return good
-
-
-PATCHED = _patch_binding()
+PATCHED = repair()
 """Whether the binding copies in one piece here."""
 
 

@@ -24,7 +24,6 @@ import hashlib
 import logging
 import secrets
 import socket
-from collections.abc import Callable
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -37,158 +36,25 @@ from unisono.types import NodeId, PeerAddress
 from unisono.wire.frames import frame_size
 from unisono.wire.identity import SIGNATURE_BYTES, Identity, verify_signature
 from unisono.wire.transports import HandlerTasks, cancel_tasks
+from unisono.wire.transports.addresses import join_address, reachable_host, split_address
 from unisono.wire.transports.base import StreamHandler
+from unisono.wire.transports.tcp_link import LINGER_SECONDS, Link
 
 logger = logging.getLogger(__name__)
 
 HANDSHAKE_SECONDS = 5.0
 MAX_PENDING_HANDSHAKES = 128
 MAX_DIALLED_ADDRESSES = 8
-LINGER_SECONDS = 1.0
-"""How long a closed stream may take to deliver what was sent before."""
-SILENCE_SECONDS = 30
-"""After this long without an acknowledgement the kernel gives a connection up."""
 
 MAX_RECORD = 64 << 10
 """Bytes of plaintext in one record."""
 TAG = 16
 LENGTH = 4
-READ_AHEAD = 256 << 10
-"""Bytes buffered before reading pauses."""
 
 _MAGIC = b"unisono-tcp/1\n"
 _HELLO = len(_MAGIC) + 32 + 32 + 32
 _DIALLER = b"unisono-tcp/1 dialler"
 _LISTENER = b"unisono-tcp/1 listener"
-
-
-class _Link(asyncio.Protocol):
-    """A TCP connection as bytes: exact reads that survive cancellation, writes that wait."""
-
-    def __init__(self, opened: Callable[[_Link], None], lost: Callable[[_Link], None]) -> None:
-        self.closed = asyncio.Event()
-        """The connection is gone and its socket closed."""
-        self._opened = opened
-        self._lost = lost
-        self._transport: asyncio.Transport | None = None
-        self._buffer = bytearray()
-        self._wanted = 0
-        self._reader: asyncio.Future[None] | None = None
-        self._writable = asyncio.Event()
-        self._writable.set()
-        self._paused = False
-        self._ended: str | None = None
-        self._closing = False
-        self._timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        _tune(transport.get_extra_info("socket"))
-        self._opened(self)
-
-    def data_received(self, data: bytes) -> None:
-        if self._closing:
-            return
-        self._buffer += data
-        if len(self._buffer) >= max(READ_AHEAD, self._wanted) and not self._paused:
-            self._paused = True
-            self._require().pause_reading()
-        if len(self._buffer) >= self._wanted:
-            self._wake()
-
-    def eof_received(self) -> bool:
-        # Nothing is sent to a peer that closed: asyncio closes the socket if this is False.
-        # Received frames stay readable.
-        self._end("the peer closed the stream")
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._end(f"the connection was lost: {exc}" if exc else "the connection is closed")
-        if self._timer is not None:
-            self._timer.cancel()
-        self.closed.set()
-        self._lost(self)
-
-    def pause_writing(self) -> None:
-        self._writable.clear()
-
-    def resume_writing(self) -> None:
-        self._writable.set()
-
-    async def read(self, size: int) -> bytes:
-        """Exactly `size` bytes. If cancelled, nothing was consumed.
-
-        Raises:
-            PeerGone: the stream ended before them.
-        """
-        while len(self._buffer) < size or self._closing:
-            if self._ended is not None:
-                raise PeerGone(self._ended)
-            self._wanted = size
-            if self._paused:
-                self._paused = False
-                self._require().resume_reading()
-            self._reader = asyncio.get_running_loop().create_future()
-            try:
-                await self._reader
-            finally:
-                self._reader = None
-        data = bytes(memoryview(self._buffer)[:size])
-        del self._buffer[:size]
-        return data
-
-    def write(self, data: bytes) -> None:
-        """Hand bytes to the kernel or the write buffer.
-
-        Raises:
-            PeerGone: the stream is closed.
-        """
-        if self._ended is not None or self._closing:
-            raise PeerGone(self._ended or "the stream is closed")
-        self._require().write(data)
-
-    async def writable(self) -> None:
-        """Return once the write buffer is short."""
-        await self._writable.wait()
-
-    def close(self) -> None:
-        """Deliver what was written, then close; reads fail at once. Idempotent."""
-        if self._closing or self._transport is None:
-            return
-        self._closing = True
-        self._end("the stream is closed")
-        self._buffer.clear()
-        if self.closed.is_set():
-            return
-        # Closing while received bytes are unread would send a reset that can overtake the
-        # last frames: close only our half, discard what comes, and wait for the other half.
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
-            self._transport.write_eof()
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(LINGER_SECONDS, self._transport.abort)
-
-    def abort(self) -> None:
-        """Close without delivering anything."""
-        self._closing = True
-        self._end("the stream is closed")
-        if self._transport is not None:
-            self._transport.abort()
-
-    def _end(self, reason: str) -> None:
-        if self._ended is None:
-            self._ended = reason
-        self._writable.set()
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
-
-    def _require(self) -> asyncio.Transport:
-        assert self._transport is not None
-        return self._transport
 
 
 class _Direction:
@@ -219,7 +85,7 @@ class _Direction:
 class TcpStream:
     """A `Stream` over TCP, after the handshake."""
 
-    def __init__(self, link: _Link, peer: NodeId, seal: _Direction, unseal: _Direction) -> None:
+    def __init__(self, link: Link, peer: NodeId, seal: _Direction, unseal: _Direction) -> None:
         self._link = link
         self._peer = peer
         self._seal = seal
@@ -319,7 +185,7 @@ class TcpTransport:
         self._address: PeerAddress | None = None
         self._socket: socket.socket | None = None
         self._server: asyncio.Server | None = None
-        self._links: set[_Link] = set()
+        self._links: set[Link] = set()
         self._pending: set[asyncio.Task[None]] = set()
         self._handlers = HandlerTasks()
         self._closing = asyncio.Event()
@@ -377,7 +243,7 @@ class TcpTransport:
         if self._closing.is_set():
             return
 
-        def accept(link: _Link) -> None:
+        def accept(link: Link) -> None:
             self._links.add(link)
             if len(self._pending) >= MAX_PENDING_HANDSHAKES or self._handlers.full:
                 link.abort()
@@ -388,7 +254,7 @@ class TcpTransport:
 
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: _Link(accept, self._links.discard), sock=self._socket
+            lambda: Link(accept, self._links.discard), sock=self._socket
         )
         try:
             await self._closing.wait()
@@ -414,13 +280,13 @@ class TcpTransport:
                 await asyncio.wait_for(link.closed.wait(), LINGER_SECONDS + 0.5)
 
     async def _dial_one(self, node: NodeId, address: str) -> TcpStream:
-        def opened(link: _Link) -> None:
+        def opened(link: Link) -> None:
             self._links.add(link)
 
         host, port = split_address(address, PeerGone)
         try:
             _, link = await asyncio.get_running_loop().create_connection(
-                lambda: _Link(opened, self._links.discard), host, port
+                lambda: Link(opened, self._links.discard), host, port
             )
         except OSError as error:
             raise PeerGone(f"{address}: {error.strerror or error}") from error
@@ -430,7 +296,7 @@ class TcpTransport:
             link.abort()
             raise
 
-    async def _accept(self, link: _Link, handler: StreamHandler) -> None:
+    async def _accept(self, link: Link, handler: StreamHandler) -> None:
         try:
             async with asyncio.timeout(HANDSHAKE_SECONDS):
                 stream = await _shake_as_listener(link, self._identity)
@@ -447,7 +313,7 @@ class TcpTransport:
                 self._handlers.start(handler, stream)
 
 
-async def _shake_as_dialler(link: _Link, identity: Identity, node: NodeId) -> TcpStream:
+async def _shake_as_dialler(link: Link, identity: Identity, node: NodeId) -> TcpStream:
     secret = X25519PrivateKey.generate()
     ours = _hello(identity, secret)
     link.write(ours)
@@ -461,7 +327,7 @@ async def _shake_as_dialler(link: _Link, identity: Identity, node: NodeId) -> Tc
     return TcpStream(link, node, seal, unseal)
 
 
-async def _shake_as_listener(link: _Link, identity: Identity) -> TcpStream:
+async def _shake_as_listener(link: Link, identity: Identity) -> TcpStream:
     theirs = await link.read(_HELLO)
     node, key = _parse_hello(theirs)
     secret = X25519PrivateKey.generate()
@@ -504,7 +370,7 @@ def _derive(
     return transcript, _Direction(keys[:32]), _Direction(keys[32:])
 
 
-async def _check_proof(link: _Link, unseal: _Direction, node: NodeId, signed: bytes) -> None:
+async def _check_proof(link: Link, unseal: _Direction, node: NodeId, signed: bytes) -> None:
     length = await link.read(LENGTH)
     if int.from_bytes(length, "little") != SIGNATURE_BYTES + TAG:
         raise PeerCheating(f"expected a proof of {SIGNATURE_BYTES} bytes")
@@ -522,45 +388,6 @@ async def _discard(attempts: list[asyncio.Task[TcpStream]], chosen: TcpStream | 
             await result.close()
 
 
-def split_address(
-    text: str, error: type[ConfigurationError | PeerGone] = ConfigurationError
-) -> tuple[str, int]:
-    """Host and port of HOST:PORT or [IPV6]:PORT.
-
-    Raises:
-        ConfigurationError: it is neither; or `error`, if one is given.
-    """
-    host, found, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        found = ""
-    if not (found and host and port.isascii() and port.isdigit() and int(port) < 65536):
-        raise error(f"'{text}' is not an address: expected HOST:PORT or [IPV6]:PORT")
-    return host, int(port)
-
-
-def join_address(host: str, port: int) -> str:
-    """HOST:PORT, with brackets around an IPv6 address."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def reachable_host(host: str) -> str:
-    """`host`, or this machine's own address if `host` stands for all of them."""
-    if host not in ("0.0.0.0", "::"):
-        return host
-    # Connecting a datagram socket sends nothing; it makes the kernel choose a route. The
-    # targets are addresses reserved for documentation.
-    for family, target in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
-        with (
-            contextlib.suppress(OSError),
-            socket.socket(family, socket.SOCK_DGRAM) as probe,
-        ):
-            probe.connect((target, 9))
-            return str(probe.getsockname()[0])
-    return "127.0.0.1"
-
-
 def _listen(
     family: int, address: tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
 ) -> socket.socket:
@@ -575,18 +402,3 @@ def _listen(
         listener.close()
         raise
     return listener
-
-
-def _tune(connection: socket.socket) -> None:
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    options = {
-        "TCP_KEEPIDLE": SILENCE_SECONDS // 3,
-        "TCP_KEEPINTVL": SILENCE_SECONDS // 6,
-        "TCP_KEEPCNT": 4,
-        "TCP_USER_TIMEOUT": SILENCE_SECONDS * 1000,
-    }
-    for name, value in options.items():
-        # Not every system has every option; each alone is an improvement.
-        if hasattr(socket, name):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
