@@ -3,6 +3,7 @@ PYTHON ?= python3
 PROMPT ?= The most beautiful thing about the sea is
 NODES ?= 3
 BIN := .venv/bin
+export PROMPT  # reaches the shell as a variable: quotes in it do no harm
 
 .PHONY: install dev run test test-slow lint clean
 
@@ -22,7 +23,7 @@ install: .venv/installed  ## prepare .venv for use
 dev: .venv/installed-dev  ## prepare .venv for development
 
 run: .venv/installed  ## a local network answers PROMPT over NODES nodes, and the receipt is checked
-	@$(BIN)/unisono run --nodes $(NODES) "$(PROMPT)"
+	@$(BIN)/unisono run --nodes $(NODES) "$$PROMPT"
 
 test: .venv/installed-dev  ## the tests that a developer runs by habit
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)

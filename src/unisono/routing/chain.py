@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 OPEN_SECONDS = 15.0
 PING_SECONDS = 1.0
-SILENT_SECONDS = 5.0
+SILENT_SECONDS = 3.0
 """A hop that answers no ping this long is lost."""
 CLAIM_SECONDS = 10.0
 
