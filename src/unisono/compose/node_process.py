@@ -1,6 +1,11 @@
-"""Loaded by the fork server: what every node process needs and what takes time to load."""
+"""Loaded by the fork server: what every node process needs and what takes time to load.
+
+Nothing here may start a thread: a forked process has only the one that forked it.
+"""
 
 from unisono.compose import node as node
 from unisono.numerics import tables
+from unisono.wire.transports import iroh as iroh
+from unisono.wire.transports import tcp as tcp
 
 tables.digest()

@@ -15,7 +15,6 @@ from typing import Any, cast
 
 from unisono.errors import ConfigurationError, CorruptModel
 from unisono.models.fingerprint import files_fingerprint
-from unisono.models.gguf import GgufSource
 from unisono.models.source import ModelSource
 
 DEFAULT_MODEL = "gemma-3-270m"
@@ -74,6 +73,8 @@ def open_source(model: str = DEFAULT_MODEL) -> ModelSource:
         return _open_packaged(model, CATALOG[model])
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
+        from unisono.models.gguf import GgufSource  # loads numpy tables of the gguf package
+
         return GgufSource(path)
     # Imported late: it needs torch, and a start with a converted default model does not.
     from unisono.models import safetensors
@@ -128,7 +129,9 @@ def license_notice(model: str = DEFAULT_MODEL) -> str | None:
     )
 
 
-def _open_packaged(name: str, packaged: PackagedModel) -> GgufSource:
+def _open_packaged(name: str, packaged: PackagedModel) -> ModelSource:
+    from unisono.models.gguf import GgufSource
+
     assemble = cast("Callable[[Path], Path]", packaged.attribute("assemble"))
     # The source keeps the file mapped; its name can go at once (where the system allows it).
     with tempfile.TemporaryDirectory(prefix="unisono-", ignore_cleanup_errors=True) as folder:
