@@ -7,8 +7,9 @@ integers instead of floats, and have one canonical encoding (`canonical`).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import NewType
+from typing import NewType, Protocol
 
 import msgspec
 
@@ -160,8 +161,18 @@ def request_hash(request: GenerationRequest) -> str:
     return digest("request/1", canonical(request)).hex()
 
 
-def stop_rule(request: GenerationRequest, answer: list[int] | tuple[int, ...]) -> bool:
+class Limits(Protocol):
+    """What says where an answer ends: a canonical request, or the `Open` that carries it."""
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]: ...
+
+
+def stop_rule(limits: Limits, answer: Sequence[int]) -> bool:
     """Whether an answer's tokens are complete: a stop token, or as many as were asked for."""
-    return len(answer) >= request.max_tokens or (
-        len(answer) > 0 and answer[-1] in request.stop_tokens
+    return len(answer) >= limits.max_tokens or (
+        len(answer) > 0 and answer[-1] in limits.stop_tokens
     )

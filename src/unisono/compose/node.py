@@ -19,7 +19,7 @@ from unisono.numerics.kernels import self_test
 from unisono.types import LayerRange, ModelId, PeerAddress
 from unisono.wire.frames import decode_frame, encode_frame
 from unisono.wire.identity import Identity
-from unisono.wire.messages import Announce, Announced, NodeRecord, Refused
+from unisono.wire.messages import LEASE_SECONDS, Announce, Announced, NodeRecord, Refused
 from unisono.wire.transports import make_transport
 from unisono.wire.transports.base import Stream, Transport
 
@@ -155,7 +155,7 @@ class Node:
             free_positions=0,
             sessions=0,
             sequence=now,
-            expires=now + 15_000,
+            expires=now + int(LEASE_SECONDS * 1000),
         ).signed_by(self.identity)
         try:
             stream = await self._transport.dial(self._directory)

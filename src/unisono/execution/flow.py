@@ -33,7 +33,6 @@ class PeerLost(WireError):
     def __init__(self, peer: NodeId, cause: WireError) -> None:
         super().__init__(f"node {peer[:8]}: {cause}")
         self.peer = peer
-        self.cheated = isinstance(cause, PeerCheating)
 
 
 async def blaming(peer: NodeId, work: Awaitable[_T]) -> _T:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from unisono.errors import PeerCheating, PeerRefused
 from unisono.execution.engine import Draw
 from unisono.models.cache import SessionCache
+from unisono.types import stop_rule
 from unisono.wire.claims import TAG_BYTES, HopClaim, rows_root, tokens_root
 from unisono.wire.identity import Identity
 from unisono.wire.messages import Open
@@ -55,10 +56,7 @@ class HopSession:
     @property
     def ended(self) -> bool:
         """Whether the answer is complete: a stop token, or as many tokens as were asked for."""
-        answer = self.generated
-        return len(answer) >= self.opened.max_tokens or (
-            len(answer) > 0 and answer[-1] in self.opened.stop_tokens
-        )
+        return stop_rule(self.opened, self.generated)
 
     def draw_after(self, position: int) -> Draw | None:
         """What to sample after the row at `position`: only the row of the last known token."""

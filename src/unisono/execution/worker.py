@@ -24,6 +24,7 @@ from unisono.types import ModelId, PeerAddress, SessionId
 from unisono.wire.frames import decode_frame, encode_frame
 from unisono.wire.identity import Identity
 from unisono.wire.messages import (
+    LEASE_SECONDS,
     Attach,
     Attached,
     Claimed,
@@ -46,7 +47,6 @@ log = logging.getLogger(__name__)
 SILENCE_SECONDS = 15.0
 """A gateway that sends nothing this long (it pings every second) has gone."""
 FIRST_MESSAGE_SECONDS = 10.0
-LEASE_SECONDS = 15.0
 
 
 class Worker:

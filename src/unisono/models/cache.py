@@ -19,8 +19,8 @@ def bytes_per_position(config: DecoderConfig, layers: LayerRange) -> int:
 
 
 class SessionCache:
-    """Grows as positions are written, up to `capacity`; positions may be written again from
-    an earlier one on (`truncate`), which speculation and replays use."""
+    """Grows as positions are written, up to `capacity`. Writing from an earlier position on
+    replaces what followed it."""
 
     def __init__(
         self, config: DecoderConfig, layers: LayerRange, capacity: int, device: str = "cpu"

@@ -186,9 +186,6 @@ class _Keys:
             return [bool(item) for item in value]
         raise CorruptModel(f"{self.where(key)} is {_shown(value)}; flags were expected")
 
-    def has(self, key: str) -> bool:
-        return key in self._metadata
-
 
 def _shown(value: object) -> str:
     return "missing" if value is None else repr(value)[:60]

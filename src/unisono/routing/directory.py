@@ -10,13 +10,19 @@ from unisono.errors import PeerCheating, PeerGone, PeerRefused
 from unisono.routing.placement import vacancy
 from unisono.types import LayerRange, ModelId, NodeId
 from unisono.wire.frames import decode_frame, encode_frame
-from unisono.wire.messages import Announce, Announced, NodeRecord, Ping, Pong, Refused
+from unisono.wire.messages import (
+    LEASE_SECONDS,
+    Announce,
+    Announced,
+    NodeRecord,
+    Ping,
+    Pong,
+    Refused,
+)
 from unisono.wire.transports.base import Stream
 
 log = logging.getLogger(__name__)
 
-LEASE_SECONDS = 15.0
-"""A node that does not announce itself this long is gone."""
 SILENCE_SECONDS = LEASE_SECONDS
 """A stream on which nothing comes this long is closed."""
 MAX_NODES = 10_000

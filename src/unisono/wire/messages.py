@@ -28,6 +28,8 @@ from unisono.types import (
 from unisono.wire.claims import TAG_BYTES, HopClaim
 from unisono.wire.identity import SIGNATURE_BYTES, Identity, verify_signature
 
+LEASE_SECONDS = 15.0
+"""How long a node's record is good: a node that does not announce itself this long is gone."""
 MAX_POSITIONS = 1 << 20
 MAX_HOPS = 256
 MAX_LAYERS = 4096
