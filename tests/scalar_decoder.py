@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from unisono.models.config import DecoderConfig
-from unisono.models.decoder import Constants, constants
+from unisono.models.constants import Constants, constants
 from unisono.models.weights import BlockWeights
-from unisono.numerics import linear, scalar
+from unisono.numerics import scalar, tensors
 from unisono.numerics.scalar import Row, Scaled
 
 
-def _matrix(matrix: linear.Matrix) -> scalar.Matrix:
+def _matrix(matrix: tensors.Matrix) -> scalar.Matrix:
     return scalar.Matrix(matrix.values.tolist(), matrix.multipliers.tolist(), matrix.exponent)
 
 
-def _vector(vector: linear.Vector) -> scalar.Vector:
+def _vector(vector: tensors.Vector) -> scalar.Vector:
     return scalar.Vector(vector.values.tolist(), vector.exponent)
 
 
@@ -25,7 +25,7 @@ class ScalarLayer:
         self._weights: dict[str, scalar.Matrix | scalar.Vector | None] = {}
         for name in weights.layer[i].__slots__:
             value = getattr(weights.layer[i], name)
-            if isinstance(value, linear.Matrix):
+            if isinstance(value, tensors.Matrix):
                 self._weights[name] = _matrix(value)
             elif value is not None:
                 self._weights[name] = _vector(value)
@@ -47,9 +47,9 @@ class ScalarLayer:
     def forward(self, row: Row, position: int, fixed: Constants) -> Row:
         """The residual row after this layer; keys and values of `position` are kept."""
         epsilon = fixed.epsilon
-        frequencies, factor = fixed.frequencies.tolist(), fixed.factor
+        frequencies, factor = list(fixed.frequencies), fixed.factor
         if self._window:
-            frequencies, factor = fixed.local_frequencies.tolist(), fixed.local_factor
+            frequencies, factor = list(fixed.local_frequencies), fixed.local_factor
         turn = scalar.rotation(position, frequencies, factor)
         x = self._norm("attention_norm", (row, -20), epsilon)
         queries = [

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+import numpy as np
 
 from unisono.models.config import DecoderConfig, RopeConfig, tensor_shapes
 from unisono.models.manifest import tensor_kind
 from unisono.models.weights import BlockWeights, LayerWeights
-from unisono.numerics.linear import Matrix, Vector
+from unisono.numerics.tensors import Matrix, Vector
 from unisono.types import LayerRange
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -80,17 +80,15 @@ def tiny_weights(
 
     The same seed gives the same tensors whatever the block, so that blocks fit together.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = np.random.default_rng(seed)
 
     def matrix(outputs: int, inputs: int) -> Matrix:
-        values = torch.randint(-127, 128, (outputs, inputs), generator=generator)
-        multipliers = torch.randint(
-            9000, 65536, (outputs, inputs // 32), generator=generator, dtype=torch.int32
-        )
-        return Matrix(values.to(torch.int8), multipliers.to(torch.uint16), -24)
+        values = generator.integers(-127, 128, (outputs, inputs), dtype=np.int8)
+        multipliers = generator.integers(9000, 65536, (outputs, inputs // 32), dtype=np.uint16)
+        return Matrix(values, multipliers, -24)
 
     def vector(size: int, low: int, high: int, exponent: int) -> Vector:
-        return Vector(torch.randint(low, high, (size,), generator=generator), exponent)
+        return Vector(generator.integers(low, high, size), exponent)
 
     made: dict[str, Any] = {}
     for name, shape in tensor_shapes(config).items():

@@ -171,8 +171,14 @@ class Limits(Protocol):
     def stop_tokens(self) -> tuple[int, ...]: ...
 
 
-def stop_rule(limits: Limits, answer: Sequence[int]) -> bool:
-    """Whether an answer's tokens are complete: a stop token, or as many as were asked for."""
-    return len(answer) >= limits.max_tokens or (
-        len(answer) > 0 and answer[-1] in limits.stop_tokens
-    )
+def stop_rule(limits: Limits, count: int, last: int) -> bool:
+    """Whether an answer of `count` > 0 tokens that ends with `last` is complete: by a stop token,
+    or since it has as many as were asked for."""
+    return count >= limits.max_tokens or last in limits.stop_tokens
+
+
+def is_complete(limits: Limits, answer: Sequence[int]) -> bool:
+    """`stop_rule` of a whole answer, which may be empty."""
+    if not answer:
+        return limits.max_tokens <= 0
+    return stop_rule(limits, len(answer), answer[-1])

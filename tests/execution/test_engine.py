@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from tests.conftest import TinyModels
-from tests.scenarios.network import PROMPT, SAMPLINGS, honest
+from tests.scenarios.network import KV_BYTES, PROMPT, SAMPLINGS, honest, weights
 from unisono.errors import UnisonoError
-from unisono.execution.engine import Draw, Engine, StepResult
+from unisono.execution.engine import Engine, StepResult
 from unisono.models.cache import SessionCache
-from unisono.models.decoder import Decoder, Segment
+from unisono.models.decoder import Decoder, Draw, Rows, Segment
 from unisono.models.store import StoredModel
+from unisono.models.torch_decoder import TorchDecoder
 from unisono.types import LayerRange
 from unisono.wire.claims import row_hash
 from unisono.wire.rows import decode_rows
@@ -63,8 +63,8 @@ async def answer(
         part = tuple(tokens[position : position + chunk])
         last = position + len(part) == len(tokens)
         sampling = draw.get("sampling", SAMPLINGS["penalised"])
-        generated = tuple(tokens[len(prompt) :])
-        wanted = Draw(sampling, tuple(prompt), generated, draw.get("top", -1)) if last else None
+        known = np.array(tokens, dtype=np.int32)
+        wanted = Draw(sampling, known, len(prompt), draw.get("top", -1)) if last else None
         results.append(await engine.step(cache, position, part, wanted))
         position += len(part)
         token = results[-1].token
@@ -105,7 +105,7 @@ async def test_a_result_has_each_rows_canonical_bytes_and_their_hash(
         result = await engine.step(decoder.new_cache(8), 0, PROMPT[:8])
         expected = decoder.forward(
             decoder.embed(PROMPT[:8]), [Segment(decoder.new_cache(8), 0, 8)]
-        ).numpy()
+        )
         body = b"".join(result.encoded)
         np.testing.assert_array_equal(decode_rows(result.widths, body, 64), expected)
         assert result.hashes == tuple(row_hash(row) for row in result.encoded)
@@ -175,21 +175,44 @@ async def test_a_pass_takes_one_step_of_a_session_and_a_bounded_number_of_rows(
             for s, start, count in steps
         ]
         await asyncio.sleep(0.05)
-        assert engine.queued == 4
+        assert engine.queued == 5  # the one in its pass counts until it is done
         engine.may_go.set()
         await asyncio.gather(first, *tasks)
-        # six rows and three; then two of session 0 again, and six
-        assert engine.passes == [1, 2, 2]
+        # six rows of session 0, three and one; then two of session 0, and the other five
+        assert engine.passes == [1, 3, 2]
         assert [c.length for c in caches] == [10, 3, 6]
 
 
-async def test_more_rows_than_a_pass_holds_still_run_alone(
+async def test_a_step_of_more_rows_than_a_pass_holds_is_cut_into_passes(
     tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async with engine_of(tiny_models.llama) as engine:
+        whole = await engine.step(engine.decoder.new_cache(9), 0, PROMPT[:9])
     monkeypatch.setattr("unisono.execution.engine.MAX_ROWS", 4)
     async with engine_of(tiny_models.llama) as engine:
-        result = await engine.step(engine.decoder.new_cache(9), 0, PROMPT[:9])
-        assert len(result.hashes) == 9
+        assert await engine.step(engine.decoder.new_cache(9), 0, PROMPT[:9]) == whole
+        assert engine.passes == [1, 1, 1]
+
+
+async def test_a_long_prompt_leaves_room_for_decoding_in_each_pass(
+    tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unisono.execution.engine.PROMPT_ROWS", 16)
+    async with engine_of(tiny_models.llama) as engine:
+        prompt = tuple(PROMPT[i % 20] for i in range(400))
+        alone = await answer(engine, prompt_of(0), 6)
+        whole = await engine.step(engine.decoder.new_cache(400), 0, prompt)
+        engine.may_go.clear()
+        long = asyncio.create_task(engine.step(engine.decoder.new_cache(400), 0, prompt))
+        beside = asyncio.create_task(answer(engine, prompt_of(0), 2))
+        await asyncio.sleep(0.05)
+        engine.passes.clear()
+        engine.may_go.set()
+        assert joined(await beside)[2] == joined(alone)[2][:2]
+        assert await long == whole
+        # the prompt's first pass began alone, with all the rows of a pass; the others were short
+        assert len(engine.passes) > 5
+        assert max(engine.passes) == 2
 
 
 async def test_a_step_that_nobody_waits_for_any_more_is_left_out(tiny_models: TinyModels) -> None:
@@ -228,15 +251,15 @@ async def test_closing_lets_no_step_wait_forever(tiny_models: TinyModels) -> Non
 
 
 async def test_the_event_loop_stays_free_while_the_engine_computes(tiny_models: TinyModels) -> None:
-    class Slow(Decoder):
-        def forward(self, rows: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
+    class Slow(TorchDecoder):
+        def forward(self, rows: Rows, segments: Sequence[Segment]) -> Rows:
             threading.Event().wait(0.3)
             return super().forward(rows, segments)
 
     decoder = honest(tiny_models.llama, ALL)
-    engine = Engine(Slow(decoder.config, decoder.weights))
+    engine = Engine(Slow(decoder.config, weights(tiny_models.llama, ALL), kv_bytes=KV_BYTES))
     try:
-        step = asyncio.create_task(engine.step(decoder.new_cache(4), 0, (1, 2)))
+        step = asyncio.create_task(engine.step(engine.decoder.new_cache(4), 0, (1, 2)))
         turns = 0
         while not step.done():
             await asyncio.sleep(0.01)

@@ -15,7 +15,13 @@ NODE = Identity.from_seed(b"\x01" * 32)
 PROMPT = [5, 6, 7]
 
 
-def session(hop: int, hops: int = 3, computed: int = 0, answer: tuple[int, ...] = ()) -> HopSession:
+def session(
+    hop: int,
+    hops: int = 3,
+    computed: int = 0,
+    answer: tuple[int, ...] = (),
+    sampling: Sampling = Sampling(seed=3),
+) -> HopSession:
     """A session whose prompt has 3 tokens and whose answer may have 4."""
     opened: Any = SimpleNamespace(
         session="5e" * 16,
@@ -29,7 +35,7 @@ def session(hop: int, hops: int = 3, computed: int = 0, answer: tuple[int, ...] 
         positions=7,
         max_tokens=4,
         stop_tokens=(99,),
-        sampling=Sampling(seed=3),
+        sampling=sampling,
         top_logprobs=-1,
     )
     tokens = [*PROMPT, *answer] if hop in (0, hops - 1) else []
@@ -81,7 +87,10 @@ def test_only_the_last_hop_draws_and_only_after_the_last_known_token() -> None:
     last = session(2, answer=(10,))
     draw = last.draw_after(3)
     assert draw is not None
-    assert (draw.prompt, draw.generated) == ((5, 6, 7), (10,))
+    assert len(draw.tokens) == 0  # nothing looks at them without a penalty
+    penalised = session(2, answer=(10,), sampling=Sampling(frequency_penalty=9)).draw_after(3)
+    assert penalised is not None
+    assert (penalised.prompt, penalised.tokens.tolist()) == (3, [5, 6, 7, 10])
     assert last.draw_after(2) is None
     assert session(0, answer=(10,)).draw_after(3) is None
     assert session(0, hops=1, answer=(10,)).draw_after(3) is not None

@@ -22,7 +22,7 @@ from tests.scenarios.network import (
     tiny_network,
     tokens_body,
 )
-from unisono.models.cache import bytes_per_position
+from unisono.models.cache import layer_groups, page_bytes
 from unisono.types import Q16, LayerRange, PeerAddress, SampledToken, Sampling
 from unisono.wire.frames import decode_frame, encode_frame
 from unisono.wire.identity import Identity
@@ -183,22 +183,25 @@ async def test_a_session_id_can_be_open_once(tiny_models: TinyModels) -> None:
 async def test_memory_for_keys_and_values_has_a_limit_and_is_free_again_at_once(
     tiny_models: TinyModels,
 ) -> None:
-    per_position = bytes_per_position(tiny_models.llama.manifest.config, LayerRange(0, 4))
-    async with tiny_network(tiny_models.llama, 1, kv_bytes=20 * per_position) as net:
+    config = tiny_models.llama.manifest.config
+    (group,) = layer_groups(config, LayerRange(0, 4))
+    pages = 2 * page_bytes(config, group)
+    async with tiny_network(tiny_models.llama, 1, kv_bytes=pages, overcommit=1) as net:
         node, peer = await one_node(net)
-        assert node.worker.free_positions == 20
+        assert node.worker.free_positions == 128
         stream = await opened(net, node, peer)
-        assert node.worker.free_positions == 8
+        assert node.worker.free_positions == 64
         second = open_message(net, node, peer.node_id, session="11" * 16)
-        reply = await peer.ask(node, second, GIVEN)
+        long = msgspec.structs.replace(second, positions=65)
+        reply = await peer.ask(node, long, GIVEN)
         assert isinstance(reply, Refused)
         assert reply.code == "capacity"
-        assert "8 of 20 are free" in reply.message
-        fits = msgspec.structs.replace(second, positions=8, max_tokens=4)
+        assert "65 positions do not fit: 64 are free" in reply.message
+        fits = msgspec.structs.replace(second, positions=64)
         assert await peer.ask(node, fits, GIVEN) == Opened("11" * 16)
         await stream.close()
         await asyncio.sleep(0.01)
-        assert (node.worker.sessions, node.worker.free_positions) == (0, 20)
+        assert (node.worker.sessions, node.worker.free_positions) == (0, 128)
 
 
 async def test_a_cancelled_answer_frees_every_hop(tiny_models: TinyModels) -> None:

@@ -2,41 +2,56 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
 from tests.scalar_decoder import ScalarDecoder
 from tests.tiny_weights import FAMILIES, tiny_config, tiny_weights
 from unisono.errors import UnisonoError
-from unisono.models.decoder import Decoder, Segment
+from unisono.models.decoder import Decoder, Rows, Segment
+from unisono.models.native_decoder import NativeDecoder
+from unisono.models.torch_decoder import TorchDecoder
 from unisono.models.weights import LayerWeights
-from unisono.numerics import compiled, kernels
-from unisono.numerics.linear import Matrix, Vector
+from unisono.native import library, operators
+from unisono.numerics.tensors import Matrix, Vector
 from unisono.types import LayerRange
 
 pytestmark = pytest.mark.usefixtures("form")
+KV_BYTES = 64 << 20
+_form = ""
 
 
-@pytest.fixture(scope="module", params=["compiled", "torch"])
+@pytest.fixture(scope="module", params=["native", "native without tiles", "torch"])
 def form(request: pytest.FixtureRequest) -> Iterator[None]:
-    with compiled.pure_torch() if request.param == "torch" else nullcontext():
+    global _form
+    _form = request.param
+    if _form == "torch":
         yield
+        return
+    assert library.load() is not None, "the compiled kernels are not built"
+    operators.enable_tiles(_form == "native")
+    yield
+    operators.enable_tiles(True)
+
+
+def _made(config: Any, weights: Any, threads: int = 2) -> Decoder:
+    kind = TorchDecoder if _form == "torch" else NativeDecoder
+    return kind(config, weights, threads=threads, kv_bytes=KV_BYTES)
 
 
 def _decoder(family: str, layers: LayerRange | None = None) -> Decoder:
     config = tiny_config(family)
-    return Decoder(config, tiny_weights(config, seed=1, layers=layers))
+    return _made(config, tiny_weights(config, seed=1, layers=layers))
 
 
 def _tokens(count: int, seed: int = 0) -> list[int]:
     return random.Random(seed).choices(range(50), k=count)
 
 
-def _in_chunks(decoder: Decoder, tokens: list[int], sizes: list[int]) -> Tensor:
+def _in_chunks(decoder: Decoder, tokens: list[int], sizes: list[int]) -> Rows:
     """Residual rows of a session that arrives in chunks of these sizes."""
     cache, out, start = decoder.new_cache(len(tokens)), [], 0
     for size in sizes:
@@ -44,14 +59,14 @@ def _in_chunks(decoder: Decoder, tokens: list[int], sizes: list[int]) -> Tensor:
         out.append(decoder.forward(rows, [Segment(cache, start, size)]))
         start += size
     assert start == len(tokens)
-    return torch.cat(out)
+    return np.concatenate(out)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_decoder_equals_the_scalar_specification(family: str) -> None:
     decoder, tokens = _decoder(family), _tokens(7)
     rows = _in_chunks(decoder, tokens, [7])
-    specified = ScalarDecoder(decoder.config, decoder.weights)
+    specified = ScalarDecoder(decoder.config, tiny_weights(decoder.config, seed=1))
     steps = [specified.step(token) for token in tokens]
     assert rows.tolist() == [row for row, _ in steps]
     assert decoder.logits(rows).tolist() == [scores for _, scores in steps]
@@ -61,9 +76,9 @@ def test_the_decoder_equals_the_scalar_specification(family: str) -> None:
 def test_one_pass_chunks_and_single_tokens_give_the_same_bytes(family: str) -> None:
     decoder, tokens = _decoder(family), _tokens(23)
     whole = _in_chunks(decoder, tokens, [23])
-    assert torch.equal(_in_chunks(decoder, tokens, [1] * 23), whole)
-    assert torch.equal(_in_chunks(decoder, tokens, [9, 1, 1, 12]), whole)
-    assert torch.equal(_in_chunks(decoder, tokens, [2, 20, 1]), whole)
+    assert np.array_equal(_in_chunks(decoder, tokens, [1] * 23), whole)
+    assert np.array_equal(_in_chunks(decoder, tokens, [9, 1, 1, 12]), whole)
+    assert np.array_equal(_in_chunks(decoder, tokens, [2, 20, 1]), whole)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -79,9 +94,12 @@ def test_a_row_does_not_depend_on_the_sessions_it_shares_a_batch_with(family: st
         counts = {i: order.randint(1, min(4, len(sessions[i]) - done[i])) for i in batch}
         tokens = [t for i in batch for t in sessions[i][done[i] : done[i] + counts[i]]]
         segments = [Segment(caches[i], done[i], counts[i]) for i in batch]
-        rows = decoder.forward(decoder.embed(tokens), segments).split(list(counts.values()))
+        rows = np.split(
+            decoder.forward(decoder.embed(tokens), segments),
+            np.cumsum(list(counts.values()))[:-1],
+        )
         for i, got in zip(batch, rows, strict=True):
-            assert torch.equal(got, alone[i][done[i] : done[i] + counts[i]])
+            assert np.array_equal(got, alone[i][done[i] : done[i] + counts[i]])
             done[i] += counts[i]
 
 
@@ -96,8 +114,8 @@ def test_blocks_of_layers_give_the_same_bytes_as_the_whole_model(family: str) ->
         for block, cache in zip((first, last), caches, strict=True):
             rows = block.forward(rows, [Segment(cache, start, size)])
         out.append(rows)
-    assert torch.equal(torch.cat(out), expected)
-    assert torch.equal(last.logits(expected), whole.logits(expected))
+    assert np.array_equal(np.concatenate(out), expected)
+    assert np.array_equal(last.logits(expected), whole.logits(expected))
 
 
 def test_writing_a_session_again_from_an_earlier_position_forgets_what_followed() -> None:
@@ -105,28 +123,23 @@ def test_writing_a_session_again_from_an_earlier_position_forgets_what_followed(
     cache = decoder.new_cache(12)
     decoder.forward(decoder.embed(tokens[:5] + _tokens(7, seed=9)), [Segment(cache, 0, 12)])
     again = decoder.forward(decoder.embed(tokens[5:]), [Segment(cache, 5, 7)])
-    assert torch.equal(again, _in_chunks(decoder, tokens, [12])[5:])
+    assert np.array_equal(again, _in_chunks(decoder, tokens, [12])[5:])
 
 
 def test_prompts_longer_than_a_query_chunk_and_a_cache_page_give_the_same_bytes() -> None:
     decoder, tokens = _decoder("qwen2"), _tokens(300)
     whole = _in_chunks(decoder, tokens, [300])
-    assert torch.equal(_in_chunks(decoder, tokens, [70, 229, 1]), whole)
+    assert np.array_equal(_in_chunks(decoder, tokens, [70, 229, 1]), whole)
 
 
-def test_the_number_of_threads_does_not_change_a_byte(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "PARALLEL_WORK", 0)
-    monkeypatch.setattr(kernels, "_PARALLEL_FROM", 1)
-    decoder, tokens = _decoder("gemma"), _tokens(40)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            results.append(decoder.logits(_in_chunks(decoder, tokens, [40])))
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(*results)
+def test_the_number_of_threads_does_not_change_a_byte() -> None:
+    config, tokens = tiny_config("gemma"), _tokens(40)
+    results: list[Rows] = []
+    for count in (1, 2, 5):
+        decoder = _made(config, tiny_weights(config, seed=1), threads=count)
+        results.append(decoder.logits(_in_chunks(decoder, tokens, [40])))
+        results.append(decoder.logits(_in_chunks(decoder, tokens, [1] * 40)))
+    assert all(np.array_equal(r, results[0]) for r in results)
 
 
 def test_a_gap_in_a_session_is_refused() -> None:
@@ -145,7 +158,7 @@ def test_a_block_without_an_end_of_the_model_says_so() -> None:
     with pytest.raises(UnisonoError, match="do not hold the embedding"):
         _decoder("llama", LayerRange(1, 2)).embed([1])
     with pytest.raises(UnisonoError, match="do not hold the output matrix"):
-        _decoder("llama", LayerRange(0, 1)).logits(torch.zeros(1, 32, dtype=torch.int64))
+        _decoder("llama", LayerRange(0, 1)).logits(np.zeros((1, 32), dtype=np.int64))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -161,7 +174,7 @@ def test_a_model_with_absurd_weights_still_equals_the_specification(seed: int) -
         return replace(part, **{f: absurd(t) for f, t in present.items()})
 
     weights = replace(weights, layer={i: every(w) for i, w in weights.layer.items()})
-    decoder, tokens = Decoder(config, weights), _tokens(4)
+    decoder, tokens = _made(config, weights), _tokens(4)
     rows = _in_chunks(decoder, tokens, [4])
     specified = ScalarDecoder(config, weights)
     assert rows.tolist() == [specified.step(token)[0] for token in tokens]

@@ -18,6 +18,7 @@ from unisono.models.config import RopeConfig, tensor_shapes
 from unisono.models.reference import reference_logits
 from unisono.models.safetensors import SafetensorsSource, resolve
 from unisono.models.safetensors_config import decoder_config
+from unisono.models.safetensors_file import TensorWriter, read_floats, stored_tensors
 
 Checkpoints = Callable[[str], Checkpoint]
 
@@ -226,3 +227,93 @@ def test_the_fingerprint_follows_the_files(checkpoint: Checkpoints, tmp_path: Pa
     assert SafetensorsSource(folder).fingerprint == before
     change_config(folder, note="changed")
     assert SafetensorsSource(folder).fingerprint != before
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+def test_rows_of_every_type_are_those_that_the_library_reads(tmp_path: Path, kind: str) -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16).view(np.int16)  # every half, subnormal and NaN
+    forms = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    if kind == "F32":
+        tensor = torch.randn(1 << 8, 1 << 8)
+    else:
+        tensor = torch.from_numpy(bits).view(forms[kind]).reshape(1 << 8, 1 << 8)
+    file = tmp_path / "m.safetensors"
+    save_file({"before": torch.ones(3), "w": tensor}, file, metadata={"format": "pt"})
+    stored = stored_tensors(file)
+    assert set(stored) == {"before", "w"}
+    expected = tensor.float().numpy()
+    for start, stop in ((0, 256), (0, 1), (17, 91), (255, 256), (9, 9)):
+        rows = read_floats(file, stored["w"], start, stop)
+        assert rows.dtype == np.float32
+        np.testing.assert_array_equal(rows, expected[start:stop])
+
+
+@pytest.mark.parametrize("family", ["gemma3", "llama-biased"])
+def test_rows_of_a_checkpoint_are_rows_of_its_tensors(checkpoint: Checkpoints, family: str) -> None:
+    source = SafetensorsSource(checkpoint(family)[1])
+    for name, shape in tensor_shapes(source.config).items():
+        whole, half = source.read(name), shape[0] // 3
+        np.testing.assert_array_equal(source.read_rows(name, 0, half), whole[:half])
+        np.testing.assert_array_equal(source.read_rows(name, half, shape[0]), whole[half:])
+
+
+def test_a_file_that_shrinks_after_its_header_was_read_is_corrupt(
+    checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    folder = copy(checkpoint, "qwen3", tmp_path)
+    source = SafetensorsSource(folder)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+
+    def read_all() -> None:
+        for name in tensor_shapes(source.config):
+            source.read(name)
+
+    with pytest.raises(CorruptModel, match=r"cannot be read \(it ends inside the tensor\)"):
+        read_all()
+
+
+def test_a_tensor_that_is_not_in_the_shard_of_the_index_is_named(
+    checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    folder = copy(checkpoint, "qwen3", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    index = {"weight_map": dict.fromkeys([*tensors, "model.norm.weight"], "model.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    rewrite(folder, lambda tensors: tensors.__delitem__("model.norm.weight"))
+    source = SafetensorsSource(folder)
+    with pytest.raises(CorruptModel, match=r"'model\.norm\.weight' cannot be read"):
+        source.read("final_norm")
+
+
+def test_a_written_file_is_byte_for_byte_that_of_the_library(tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+    tensors = {
+        "b.values": torch.randint(-128, 128, (7, 33), dtype=torch.int8, generator=random),
+        "b.more": torch.randint(-9, 9, (5, 3), dtype=torch.int16, generator=random),
+        "c": torch.randint(-9, 9, (11,), dtype=torch.int32, generator=random),
+        "a": torch.randint(-9, 9, (0,), dtype=torch.int32, generator=random),
+    }
+    save_file(tensors, tmp_path / "theirs")
+    names = {torch.int8: "I8", torch.int16: "I16", torch.int32: "I32"}
+    shapes = {n: (names[t.dtype], tuple(t.shape)) for n, t in tensors.items()}
+    with TensorWriter(tmp_path / "ours", shapes) as file:
+        for step in range(0, 12, 3):  # a few rows of each in turn
+            for name, tensor in tensors.items():
+                file.write(name, tensor[step : step + 3].numpy())
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert all(torch.equal(t, tensors[n]) for n, t in load_file(tmp_path / "ours").items())
+
+
+def test_a_tensor_must_be_written_whole_and_not_beyond_its_end(tmp_path: Path) -> None:
+    def write(**sizes: int) -> None:
+        with TensorWriter(tmp_path / "m", {"a": ("I8", (4,)), "b": ("I8", (4,))}) as file:
+            for name, size in sizes.items():
+                file.write(name, np.zeros(3, np.int8))
+                file.write(name, np.zeros(size - 3, np.int8))
+
+    write(b=4, a=4)
+    with pytest.raises(ValueError, match="'b' was not written to its end"):
+        write(a=4, b=3)
+    with pytest.raises(ValueError, match="2 bytes for 'a', room 1"):
+        write(a=5)

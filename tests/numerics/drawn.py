@@ -3,13 +3,14 @@ and the edges of each range come often."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
-from unisono.numerics import linear, scalar
+from unisono.numerics import linear, scalar, tensors
 
 some = settings(max_examples=40, deadline=None)
 many = settings(max_examples=150, deadline=None)
@@ -42,29 +43,56 @@ def tensor(values: object) -> Tensor:
 
 
 @st.composite
+def long_rows(draw: st.DrawFn, bits: int, size: int) -> list[int]:
+    """A row of a given length, most of it from a generator: any number of bits at most, all
+    edges, one number, or zeros with a few drawn ones."""
+    width = draw(st.one_of(st.just(bits), st.integers(0, bits)))
+    kind = draw(st.sampled_from(["any", "edges", "one", "few"]))
+    generator = np.random.default_rng(draw(st.integers(0, 1 << 32)))
+    top = (1 << width) - 1
+    if kind == "any":
+        magnitudes = generator.integers(0, top + 1, size) >> generator.integers(0, width + 1, size)
+        out = (magnitudes * generator.choice([-1, 1], size)).tolist()
+    elif kind == "edges":
+        out = generator.choice([0, 1, -1, top, -top, top >> 1, -(top >> 1) - (top > 1)], size)
+        out = out.tolist()
+    else:
+        out = [draw(integers(bits)) if kind == "one" else 0] * size
+    some_of_them = st.tuples(st.integers(0, size - 1), integers(bits))
+    for i, x in draw(st.lists(some_of_them, max_size=3)):
+        out[i] = x
+    return out
+
+
+@st.composite
 def matrices(draw: st.DrawFn, outputs: int, inputs: int) -> scalar.Matrix:
     """A grouped matrix with random, extreme or no weights."""
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 1 << 32)))
-    values = torch.randint(-127, 128, (outputs, inputs), generator=generator)
-    multipliers = torch.randint(0, 65536, (outputs, inputs // 32), generator=generator)
+    generator = np.random.default_rng(draw(st.integers(0, 1 << 32)))
+    values = generator.integers(-128, 128, (outputs, inputs))
+    multipliers = generator.integers(0, 65536, (outputs, inputs // 32))
     kind = draw(st.sampled_from(["random", "random", "extreme", "small", "zero"]))
     if kind == "extreme":
-        values, multipliers = values.sign() * 127, torch.full_like(multipliers, 65535)
+        values, multipliers = np.where(values < 0, -128, 127), np.full_like(multipliers, 65535)
     elif kind == "small":
         multipliers = multipliers % 3
     elif kind == "zero":
-        values = torch.zeros_like(values)
+        values = np.zeros_like(values)
     exponent = draw(st.integers(-60, 20))
     return scalar.Matrix(values.tolist(), multipliers.tolist(), exponent)
 
 
-def torch_matrix(matrix: scalar.Matrix) -> linear.Matrix:
-    """The same matrix for the vectorised operators."""
-    return linear.Matrix(
-        torch.tensor(matrix.values, dtype=torch.int8),
-        torch.tensor(matrix.multipliers, dtype=torch.int32).to(torch.uint16),
+def stored_matrix(matrix: scalar.Matrix) -> tensors.Matrix:
+    """The same matrix as it is stored."""
+    return tensors.Matrix(
+        np.array(matrix.values, dtype=np.int8),
+        np.array(matrix.multipliers, dtype=np.uint16),
         matrix.exponent,
     )
+
+
+def torch_matrix(matrix: scalar.Matrix) -> linear.Matrix:
+    """The same matrix for the vectorised operators."""
+    return linear.Matrix.on("cpu", stored_matrix(matrix))
 
 
 def torch_vector(vector: scalar.Vector) -> linear.Vector:

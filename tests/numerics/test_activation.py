@@ -9,8 +9,6 @@ from tests.numerics.drawn import EXPONENTS, integers, lists, many, rows, scaled,
 from unisono.numerics import scalar
 from unisono.numerics.activation import gated, sigmoid
 
-pytestmark = pytest.mark.usefixtures("form")
-
 KINDS = ["silu", "gelu_tanh"]
 LARGEST = (1 << 25) - 1
 

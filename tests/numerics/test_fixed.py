@@ -6,8 +6,6 @@ from hypothesis import strategies as st
 from tests.numerics.drawn import EXPONENTS, integers, many, rows, some, tensor
 from unisono.numerics import fixed, scalar
 
-pytestmark = pytest.mark.usefixtures("form")
-
 
 @many
 @given(integers(62), st.integers(0, 62))

@@ -1,5 +1,6 @@
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,14 +14,13 @@ from tests.numerics.drawn import (
     rows,
     scaled,
     some,
+    stored_matrix,
     tensor,
     torch_matrix,
     torch_vector,
 )
-from unisono.numerics import scalar
-from unisono.numerics.linear import linear, product
-
-pytestmark = pytest.mark.usefixtures("form")
+from unisono.numerics import scalar, tensors
+from unisono.numerics.linear import Matrix, Vector, linear, product
 
 
 @some
@@ -56,23 +56,49 @@ def test_a_linear_layer_equals_the_specification(
 
 @some
 @given(st.data())
-def test_effective_weights_in_float64_give_the_same_products_as_the_kernel(
+def test_effective_weights_in_float64_give_the_products_of_the_specification(
     data: st.DataObject,
 ) -> None:
-    matrix = torch_matrix(data.draw(matrices(7, 64)))
-    x = tensor([data.draw(rows(15, 64, 64))])
-    wide = x.to(torch.float64) @ matrix.effective(0, 7).t()
-    assert torch.equal(wide.to(torch.int64), product(x, matrix))
+    matrix = data.draw(matrices(7, 64))
+    x = data.draw(rows(15, 64, 64))
+    wide = tensor([x]).to(torch.float64) @ torch_matrix(matrix).effective(0, 7).t()
+    assert wide.tolist() == [scalar.product(x, matrix)]
+
+
+def test_a_matrix_that_is_multiplied_in_several_parts_gives_exact_products() -> None:
+    generator = np.random.default_rng(1)
+    outputs, inputs = 300, 32768  # 128 rows of it at a time
+    values = generator.integers(-128, 128, (outputs, inputs), dtype=np.int8)
+    multipliers = generator.integers(0, 65536, (outputs, inputs // 32), dtype=np.uint16)
+    x = generator.integers(-32767, 32768, (2, inputs))
+    got = product(tensor(x.tolist()), Matrix.on("cpu", tensors.Matrix(values, multipliers, 0)))
+    weights = values.astype(np.int64) * multipliers.astype(np.int64).repeat(32, axis=1)
+    assert np.array_equal(got.numpy(), x @ weights.T)
+
+
+def test_stored_weights_are_shared_with_the_cpu_and_not_copied() -> None:
+    stored = stored_matrix(scalar.Matrix([[1] * 32, [-128] * 32], [[65535], [1]], -3))
+    matrix = Matrix.on("cpu", stored)
+    assert (matrix.outputs, matrix.inputs, matrix.exponent) == (2, 32, -3)
+    assert (stored.outputs, stored.inputs) == (2, 32)
+    assert matrix.effective(0, 2)[:, 0].tolist() == [65535, -128]
+    stored.values[0, 0], stored.multipliers[1, 0] = 2, 3
+    assert matrix.effective(0, 2)[:, 0].tolist() == [2 * 65535, -128 * 3]
+    vector = tensors.Vector(np.array([5, -7]), 2)
+    moved = Vector.on("cpu", vector)
+    vector.values[1] = 9
+    assert (moved.values.tolist(), moved.exponent) == ([5, 9], 2)
 
 
 def test_the_largest_sums_of_the_widest_matrix_are_exact_in_float64() -> None:
     inputs = 32768
-    matrix = torch_matrix(scalar.Matrix([[127] * inputs], [[65535] * (inputs // 32)], 0))
     x = torch.full((1, inputs), 32767)
-    exact = 32767 * 127 * 65535 * inputs
-    assert exact < 1 << 53
-    assert product(x, matrix).tolist() == [[exact]]
-    assert int(x.to(torch.float64) @ matrix.effective(0, 1)[0]) == exact
+    for value in (127, -128):
+        matrix = torch_matrix(scalar.Matrix([[value] * inputs], [[65535] * (inputs // 32)], 0))
+        exact = 32767 * value * 65535 * inputs
+        assert abs(exact) < 1 << 53
+        assert product(x, matrix).tolist() == [[exact]]
+        assert int(x.to(torch.float64) @ matrix.effective(0, 1)[0]) == exact
 
 
 def test_the_specification_refuses_a_matrix_wider_than_the_proof() -> None:

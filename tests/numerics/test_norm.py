@@ -9,8 +9,6 @@ from tests.numerics.drawn import integers, lists, rows, scaled, some, tensor
 from unisono.numerics import scalar
 from unisono.numerics.norm import rms_norm
 
-pytestmark = pytest.mark.usefixtures("form")
-
 EPSILON = (8796093, -43)
 """1e-6 with a mantissa of 24 bits."""
 

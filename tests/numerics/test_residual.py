@@ -1,12 +1,9 @@
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.numerics.drawn import EXPONENTS, integers, matrices, rows, some, tensor, torch_matrix
 from unisono.numerics import residual, scalar
-
-pytestmark = pytest.mark.usefixtures("form")
 
 LIMIT = (1 << 43) - 1
 

@@ -1,6 +1,5 @@
 import math
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,8 +7,6 @@ from hypothesis import strategies as st
 from tests.numerics.drawn import EXPONENTS, rows, some, tensor
 from unisono.numerics import scalar
 from unisono.numerics.rotary import rotate, rotation
-
-pytestmark = pytest.mark.usefixtures("form")
 
 TURN = 1 << 42
 

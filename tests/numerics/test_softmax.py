@@ -10,8 +10,6 @@ from tests.numerics.drawn import lists, many, scaled, some, tensor
 from unisono.numerics import scalar
 from unisono.numerics.softmax import attend, attend_causal, exp2_negative
 
-pytestmark = pytest.mark.usefixtures("form")
-
 SCALE = (756388, -22)
 """log2(e) / sqrt(64): a mantissa of 20 bits."""
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import TinyModels
 from tests.scenarios.network import (
+    WrongToken,
     PROMPT,
     SAMPLINGS,
     TinyNetwork,
@@ -30,7 +31,6 @@ from unisono.errors import (
     UnisonoError,
 )
 from unisono.execution.worker import Worker
-from unisono.models.decoder import Decoder
 from unisono.routing.swarm import MAX_ATTEMPTS
 from unisono.types import LayerRange, ModelId
 from unisono.wire.messages import Open, Token
@@ -332,12 +332,8 @@ async def test_a_loss_that_nobody_can_replace_interrupts_the_answer_and_ends_it_
 async def test_a_replacement_that_computes_other_tokens_does_not_go_unnoticed(
     tiny_models: TinyModels,
 ) -> None:
-    class Liar(Decoder):
-        def logits(self, rows: Any) -> Any:
-            return super().logits(rows).roll(1, dims=-1)
-
     async with tiny_network(tiny_models.llama, [LayerRange(0, 4)]) as net:
-        liar = await net.add(LayerRange(0, 4), make=cheat(Liar))
+        liar = await net.add(LayerRange(0, 4), make=cheat(WrongToken))
         net.swarm._extra[liar.identity.node_id] = 9
         with pytest.raises(AnswerInterrupted, match="another last token"):
             await net.answer(request_for(net.model), before_finish=net.nodes[0].kill)

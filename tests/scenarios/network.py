@@ -11,15 +11,16 @@ from functools import cache
 from typing import Any
 
 import msgspec
-import torch
+import numpy as np
 
 from unisono.clock import Clock, SystemClock
 from unisono.errors import WireError
 from unisono.execution.engine import Engine
-from unisono.execution.worker import Worker
-from unisono.models.decoder import Decoder, Segment
+from unisono.execution.worker import OVERCOMMIT, Worker
+from unisono.models.decoder import Choice, Decoder, Draw, Rows, Segment, make_decoder
 from unisono.models.loading import load_block
 from unisono.models.store import StoredModel
+from unisono.models.torch_decoder import TorchDecoder
 from unisono.models.weights import BlockWeights
 from unisono.routing.directory import Directory
 from unisono.routing.placement import even_blocks
@@ -33,6 +34,7 @@ from unisono.wire.messages import Message, Open
 from unisono.wire.transports.base import Stream
 from unisono.wire.transports.memory import MemoryNetwork
 
+KV_BYTES = 64 << 20
 PROMPT = tuple((7 * i * i + 11 * i + 3) % 300 for i in range(20))
 
 SAMPLINGS = {
@@ -67,54 +69,56 @@ def weights(model: StoredModel, layers: LayerRange) -> BlockWeights:
     return load_block(model, layers)
 
 
-MakeDecoder = Callable[[StoredModel, LayerRange], Decoder]
+MakeDecoder = Callable[[StoredModel, LayerRange, int], Decoder]
 
 
-def honest(model: StoredModel, layers: LayerRange) -> Decoder:
+def honest(model: StoredModel, layers: LayerRange, kv_bytes: int = KV_BYTES) -> Decoder:
     """The decoder of a node that does as it should."""
-    return Decoder(model.manifest.config, weights(model, layers))
+    return make_decoder(model.manifest.config, weights(model, layers), kv_bytes=kv_bytes)
 
 
-def wrong_weights(model: StoredModel, layers: LayerRange) -> Decoder:
+def wrong_weights(model: StoredModel, layers: LayerRange, kv_bytes: int = KV_BYTES) -> Decoder:
     """One matrix of the block's last layer has a few weights of no model."""
     good = weights(model, layers)
     last = layers.stop - 1
     down = good.layer[last].down
-    values = down.values.clone()
+    values = down.values.copy()
     values[:, :4] = -values[:, :4]
     layer = replace(good.layer[last], down=replace(down, values=values))
-    return Decoder(model.manifest.config, replace(good, layer={**good.layer, last: layer}))
+    altered = replace(good, layer={**good.layer, last: layer})
+    return make_decoder(model.manifest.config, altered, kv_bytes=kv_bytes)
 
 
-class SkippedLayer(Decoder):
+class SkippedLayer(TorchDecoder):
     """The block's last layer is left out, which saves its work."""
 
-    def _layer(self, i: int, rows: torch.Tensor, *rest: Any) -> torch.Tensor:
-        return rows if i == self.weights.layers.stop - 1 else super()._layer(i, rows, *rest)
+    def _layer(self, i: int, rows: Any, *rest: Any) -> Any:
+        return rows if i == self.layers.stop - 1 else super()._layer(i, rows, *rest)
 
 
-class OtherPrompt(Decoder):
+class OtherPrompt(TorchDecoder):
     """Computes with another second token than it was given, and than it signs for."""
 
-    def embed(self, ids: Sequence[int]) -> torch.Tensor:
+    def embed(self, ids: Sequence[int]) -> Rows:
         known = [PROMPT[5] if t == PROMPT[1] else t for t in ids]
         return super().embed(known)
 
 
-class WrongToken(Decoder):
+class WrongToken(TorchDecoder):
     """Says something else than its own rows say."""
 
-    def logits(self, rows: torch.Tensor) -> torch.Tensor:
-        return super().logits(rows).roll(1, dims=-1)
+    def choose(self, rows: Rows, draws: Sequence[tuple[int, int, Draw]]) -> list[Choice]:
+        found = super().choose(rows, draws)
+        return [replace(c, token=(c.token + 1) % self.config.vocabulary_size) for c in found]
 
 
-class AlteredRow(Decoder):
+class AlteredRow(TorchDecoder):
     """One value of the row at one position is off by one."""
 
     position = 9
 
-    def forward(self, rows: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
-        out = super().forward(rows, segments).clone()
+    def forward(self, rows: Rows, segments: Sequence[Segment]) -> Rows:
+        out = np.array(super().forward(rows, segments))
         first = 0
         for s in segments:
             if s.start <= self.position < s.start + s.count:
@@ -123,9 +127,11 @@ class AlteredRow(Decoder):
         return out
 
 
-def cheat(kind: type[Decoder]) -> MakeDecoder:
-    """A node that computes with `kind` in place of `Decoder`."""
-    return lambda model, layers: kind(model.manifest.config, weights(model, layers))
+def cheat(kind: type[TorchDecoder]) -> MakeDecoder:
+    """A node that computes with `kind` in place of an honest decoder."""
+    return lambda model, layers, kv_bytes: kind(
+        model.manifest.config, weights(model, layers), kv_bytes=kv_bytes
+    )
 
 
 class TinyNode:
@@ -136,14 +142,15 @@ class TinyNode:
         network: TinyNetwork,
         layers: LayerRange,
         make: MakeDecoder = honest,
-        kv_bytes: int = 8 << 20,
+        kv_bytes: int = KV_BYTES,
+        overcommit: float = OVERCOMMIT,
         worker: type[Worker] = Worker,
     ) -> None:
         self.identity = Identity.generate()
         self.layers = layers
-        self.engine = Engine(make(network.model, layers))
+        self.engine = Engine(make(network.model, layers, kv_bytes))
         self._network = network
-        self._kv_bytes = kv_bytes
+        self._overcommit = overcommit
         self._worker_kind = worker
         self.transport = network.hub.transport(self.identity)
         self._serving: asyncio.Task[None] | None = None
@@ -156,7 +163,7 @@ class TinyNode:
             self.identity,
             self.transport,
             self.address,
-            kv_bytes=self._kv_bytes,
+            overcommit=self._overcommit,
             clock=self._network.clock,
         )
         self._serving = asyncio.create_task(self.transport.serve(self.worker.handle))
@@ -216,7 +223,7 @@ class TinyNetwork:
         """
         for _ in range(1000):
             if self.sessions == 0:
-                assert all(n.worker.free_positions == n.worker._capacity for n in self.nodes)
+                assert all(n.worker._promised == 0 for n in self.nodes)
                 return
             await asyncio.sleep(0.005)
         raise AssertionError(f"{self.sessions} sessions are left after five seconds")

@@ -42,6 +42,8 @@ class LocalSettings:
     api_keys: tuple[str, ...] = ()
     state: Path | None = None
     """Where keys and receipts are kept; None: they live as long as the network."""
+    threads: int | None = None
+    """CPU threads of each node; None: the nodes share the cores evenly."""
     restart: bool = False
     """Whether nodes that die are started again."""
     log_level: int = logging.WARNING
@@ -89,11 +91,13 @@ class LocalNetwork:
     async def start(self) -> None:
         """Bind, start the nodes, load the tokenizer meanwhile, and wait for all layers."""
         from unisono.compose.node_settings import NodeSettings
+        from unisono.models.devices import available_threads
         from unisono.routing.placement import even_blocks
 
         settings = self._settings
         even_blocks(settings.model.layer_count, settings.nodes)
         address = await self.front.bind()
+        threads = settings.threads or max(1, available_threads() // settings.nodes)
         blocks: list[LayerRange | None] = [
             *even_blocks(settings.model.layer_count, settings.nodes),
             *[None] * settings.spare,
@@ -109,6 +113,7 @@ class LocalNetwork:
                         layers=layers,
                         transport=settings.transport,
                         key=str(key) if key else None,
+                        threads=threads,
                     ),
                 )
             )

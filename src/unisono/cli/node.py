@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class DeviceName(StrEnum):
     """What computes."""
 
+    auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
 
@@ -43,7 +44,10 @@ def node(
         str | None,
         typer.Option("--key", help="File of the node's key, made if it is not there."),
     ] = None,
-    device: Annotated[DeviceName, typer.Option("--device", help="What computes.")] = DeviceName.cpu,
+    device: Annotated[
+        DeviceName, typer.Option("--device", help="What computes; auto takes cuda if it is there.")
+    ] = DeviceName.auto,
+    threads: o.Threads = None,
     kv_gib: Annotated[
         float, typer.Option("--kv-gib", min=0.01, help="Memory for running sessions, in GiB.")
     ] = 2.0,
@@ -90,6 +94,7 @@ def node(
         key=key,
         kv_bytes=int(kv_gib * (1 << 30)),
         device=device.value,
+        threads=threads,
     )
     import asyncio
 

@@ -49,6 +49,14 @@ Model = Annotated[
 Nodes = Annotated[
     int, typer.Option("--nodes", "-n", min=1, help="How many node processes share the model.")
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="CPU threads that compute, per node; else the nodes of a machine share its cores.",
+    ),
+]
 Transport = Annotated[
     TransportName, typer.Option("--transport", help="How nodes reach each other.")
 ]

@@ -29,6 +29,7 @@ def run(
     temperature: o.Temperature = 0.0,
     seed: o.Seed = 0,
     transport: o.Transport = o.TransportName.iroh,
+    threads: o.Threads = None,
     as_json: o.Json = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -74,7 +75,11 @@ def run(
         network = stack.enter_context(
             running(
                 LocalSettings(
-                    model=stored, nodes=nodes, transport=transport.value, log_level=level
+                    model=stored,
+                    nodes=nodes,
+                    transport=transport.value,
+                    threads=threads,
+                    log_level=level,
                 ),
                 waiting.update,
             )

@@ -22,6 +22,7 @@ def up(
     port: o.Port = 8000,
     model: o.Model = o.DEFAULT_MODEL,
     transport: o.Transport = o.TransportName.iroh,
+    threads: o.Threads = None,
     api_key: o.ApiKeys = None,
     verbose: o.Verbose = False,
 ) -> None:
@@ -55,6 +56,7 @@ def up(
         nodes=nodes,
         spare=spare,
         transport=transport.value,
+        threads=threads,
         host=host,
         port=port,
         api_keys=tuple(api_key or ()),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
-import os
 import signal
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -17,19 +16,11 @@ from unisono.errors import ConfigurationError, UnisonoError
 from unisono.types import PeerAddress
 
 START_SECONDS = 120.0
-_QUIET_THREADS = {
-    # A thread that spins while it waits takes the core from the other nodes of this machine; one
-    # that sleeps at once wakes some 50 µs late, hundreds of times per token. This spins briefly.
-    "GOMP_SPINCOUNT": "10000",
-    "KMP_BLOCKTIME": "0",
-}
 
 
 def process_context() -> Any:
     """How node processes start: forked from a server that has the libraries loaded, so that a
     network of several starts in the time of one; where there is no fork, each by itself."""
-    for name, value in _QUIET_THREADS.items():
-        os.environ.setdefault(name, value)
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")

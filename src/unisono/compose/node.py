@@ -12,10 +12,11 @@ from unisono.compose.node_settings import NodeSettings as NodeSettings
 from unisono.errors import ConfigurationError, PeerCheating, PeerGone, PeerRefused, WireError
 from unisono.execution.engine import Engine
 from unisono.execution.worker import Worker
-from unisono.models.decoder import Decoder
+from unisono.models.decoder import Decoder, make_decoder
+from unisono.models.devices import choose_device
 from unisono.models.loading import load_block
-from unisono.models.store import ModelStore
-from unisono.numerics.kernels import self_test
+from unisono.models.store import ModelStore, StoredModel
+from unisono.native.self_test import self_test
 from unisono.types import LayerRange, ModelId, PeerAddress
 from unisono.wire.frames import decode_frame, encode_frame
 from unisono.wire.identity import Identity
@@ -64,7 +65,9 @@ class Node:
             UnisonoError: the model, the block, the address or the machine is unusable.
         """
         say = report or log.info
-        await asyncio.to_thread(self_test)
+        settings = self._settings
+        device = await asyncio.to_thread(choose_device, settings.device)
+        await asyncio.to_thread(self_test, device)
         address = await self._transport.bind()
         store = ModelStore(Path(self._settings.cache) if self._settings.cache else None)
         say("opening the model")
@@ -72,20 +75,27 @@ class Node:
         if self.layers is None:
             self.layers = await self._ask_for_layers(address, model.id, model.layer_count)
         say(f"loading layers {self.layers} of {model.name}")
-        weights = await asyncio.to_thread(load_block, model, self.layers, self._settings.device)
-        decoder = Decoder(model.manifest.config, weights, self._settings.device)
-        self._engine = Engine(decoder)
+        self._engine = Engine(await asyncio.to_thread(self._load, model, self.layers, device))
         self.worker = Worker(
             self._engine,
             model.id,
             self.identity,
             self._transport,
             address,
-            kv_bytes=self._settings.kv_bytes,
             clock=self._clock,
         )
         self._serving = asyncio.create_task(self._transport.serve(self.worker.handle))
         return address
+
+    def _load(self, model: StoredModel, layers: LayerRange, device: str) -> Decoder:
+        settings = self._settings
+        return make_decoder(
+            model.manifest.config,
+            load_block(model, layers),
+            device,
+            threads=settings.threads,
+            kv_bytes=settings.kv_bytes,
+        )
 
     async def run(self) -> None:
         """Keep announcing the node to its network (or just serve, without one).

@@ -1,4 +1,4 @@
-"""What a node is told. Apart from the node, so that its parent process need not load torch."""
+"""What a node is told. Apart from the node, so that its parent process need not load the kernels."""
 
 from __future__ import annotations
 
@@ -24,3 +24,6 @@ class NodeSettings(msgspec.Struct, frozen=True):
     """Folder of converted models; None: the default."""
     kv_bytes: int = 2 << 30
     device: str = "cpu"
+    """`cpu`, `cuda`, or `auto`: cuda where there is one."""
+    threads: int | None = None
+    """CPU threads that compute; None: every core."""

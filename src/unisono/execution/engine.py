@@ -1,44 +1,43 @@
 """The engine: one compute thread that runs the block for many sessions at once.
 
-The event loop hands over steps; the thread takes whatever waits, at most one step of each
-session and `MAX_ROWS` rows together, runs them as one pass, and gives each its rows, their
-hashes and, on the last hop, its token. Nothing heavy ever runs on the event loop.
+The event loop hands over steps; the thread takes whatever waits and runs it as passes: decode
+steps of all sessions together, and beside them a bounded piece of the prompts, so that no token
+waits behind a long prompt. It alone touches the pages of keys and values. When they run out,
+the youngest session's are moved out until there is room again; the oldest always goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from unisono.errors import UnisonoError
-from unisono.models.cache import SessionCache
-from unisono.models.decoder import Decoder, Segment
-from unisono.numerics.sampling import choose, likeliest, log_probabilities
-from unisono.types import SampledToken, Sampling
+from unisono.models.cache import OutOfPages, Prefix, SessionCache
+from unisono.models.decoder import Decoder, Draw, Rows, Segment
+from unisono.types import SampledToken
 from unisono.wire.claims import row_hash
 from unisono.wire.rows import encode_rows
 
-MAX_ROWS = 512
-"""Rows of one pass: bounds how long a decode step waits behind prompts."""
+log = logging.getLogger(__name__)
 
+MAX_ROWS = 256
+"""Rows of one pass."""
+PROMPT_ROWS = 64
+"""Rows of prompts in a pass while sessions decode: bounds how long a token waits."""
+DECODES_REMEMBERED = 3
+DECODE_ROWS = 8
+"""A step of at most this many rows is decoding."""
 
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """Sample the token that follows the step's last row."""
-
-    sampling: Sampling
-    prompt: tuple[int, ...]
-    generated: tuple[int, ...]
-    top_logprobs: int
-    """-1: no log probabilities."""
+_T = TypeVar("_T")
+Source = Rows | tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +51,34 @@ class StepResult:
     token: SampledToken | None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Step:
     cache: SessionCache
     start: int
-    source: NDArray[np.int64] | tuple[int, ...]
+    source: Source
     """Rows from the hop before, or token ids on the first hop."""
     draw: Draw | None
     future: asyncio.Future[StepResult]
     loop: asyncio.AbstractEventLoop = field(repr=False)
+    parts: list[Rows] = field(default_factory=lambda: [])
+    """Rows out, of what ran already."""
+    done: int = 0
+
+    @property
+    def left(self) -> int:
+        return len(self.source) - self.done
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one pass does of a step."""
+
+    step: _Step
+    count: int
+
+    @property
+    def ends(self) -> bool:
+        return self.count == self.step.left
 
 
 class Engine:
@@ -69,6 +87,12 @@ class Engine:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
         self._waiting: deque[_Step] = deque()
+        self._errands: deque[Callable[[], None]] = deque()
+        self._resident: dict[SessionCache, int] = {}
+        """Sessions that have begun, with the number of their first step: their age."""
+        self._begun = 0
+        self._decoded = 0
+        """Passes for which some session still counts as decoding."""
         self._wake = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -80,11 +104,7 @@ class Engine:
         return len(self._waiting)
 
     async def step(
-        self,
-        cache: SessionCache,
-        start: int,
-        source: NDArray[np.int64] | tuple[int, ...],
-        draw: Draw | None = None,
+        self, cache: SessionCache, start: int, source: Source, draw: Draw | None = None
     ) -> StepResult:
         """Run rows (int64 [n, hidden]) or token ids of one session from position `start`.
 
@@ -100,6 +120,43 @@ class Engine:
             self._wake.notify()
         return await step.future
 
+    async def adopt(self, cache: SessionCache, keys: Sequence[bytes]) -> list[Prefix]:
+        """Begin a session with pages that earlier ones left under these keys."""
+
+        def find() -> list[Prefix]:
+            found = self.decoder.store.find(keys)
+            if found:
+                cache.adopt(found)
+                self._enter(cache)
+            return found
+
+        return await self._errand(find)
+
+    def keep(
+        self, cache: SessionCache, page: int, key: bytes, hashes: tuple[Sequence[bytes], ...]
+    ) -> None:
+        """Let a session's complete page outlive it, with the hashes of its rows in and out."""
+        incoming, outgoing = (tuple(h) for h in hashes)
+
+        def hold() -> None:
+            pages = cache.page(page)
+            if pages is not None:
+                self.decoder.store.keep(key, Prefix(pages, (incoming, outgoing)))
+
+        self._send(hold)
+
+    def release(self, cache: SessionCache) -> None:
+        """Free a session's pages, as soon as no pass uses them."""
+
+        def free() -> None:
+            for step in [s for s in self._waiting if s.cache is cache]:
+                self._waiting.remove(step)
+                _deliver(step, UnisonoError("the session was closed"))
+            self._resident.pop(cache, None)
+            cache.close()
+
+        self._send(free)
+
     async def close(self) -> None:
         """Let the running pass end, and drop what waits."""
         with self._wake:
@@ -108,39 +165,105 @@ class Engine:
         await asyncio.to_thread(self._thread.join)
         while self._waiting:
             _deliver(self._waiting.popleft(), UnisonoError("the engine is closed"))
+        while self._errands:
+            self._errands.popleft()()
+        self.decoder.close()
 
-    def _take(self) -> list[_Step]:
-        """Steps for one pass; the first one always fits."""
+    def _send(self, errand: Callable[[], None]) -> None:
         with self._wake:
-            while not self._waiting and not self._closed:
-                self._wake.wait()
-            if self._closed:
-                return []
-            batch: list[_Step] = []
-            later: deque[_Step] = deque()
-            rows, caches = 0, set[int]()
-            while self._waiting:
-                step = self._waiting.popleft()
-                if step.future.cancelled():
-                    continue
-                fits = not batch or rows + len(step.source) <= MAX_ROWS
-                if fits and id(step.cache) not in caches:
-                    batch.append(step)
-                    rows += len(step.source)
-                else:
-                    later.append(step)
-                caches.add(id(step.cache))
-            self._waiting = later
-            return batch
+            self._errands.append(errand)
+            self._wake.notify()
+
+    async def _errand(self, work: Callable[[], _T]) -> _T:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[_T] = loop.create_future()
+
+        def run() -> None:
+            result = work()
+            loop.call_soon_threadsafe(lambda: None if future.done() else future.set_result(result))
+
+        self._send(run)
+        return await future
 
     def _run(self) -> None:
-        torch.set_grad_enabled(False)
-        while not self._closed:
-            batch = self._take()
-            for step, outcome in zip(batch, self._outcomes(batch), strict=True):
-                _deliver(step, outcome)
+        while True:
+            with self._wake:
+                while not (self._waiting or self._errands or self._closed):
+                    self._wake.wait()
+                if self._closed:
+                    return
+                errands = list(self._errands)
+                self._errands.clear()
+                for errand in errands:  # under the lock: they may alter what waits
+                    errand()
+                batch = self._take()
+            for part, outcome in zip(batch, self._outcomes(batch), strict=True):
+                self._settle(part, outcome)
 
-    def _outcomes(self, batch: list[_Step]) -> Sequence[StepResult | Exception]:
+    def _take(self) -> list[_Part]:
+        """What the next pass does: at most one step of each session, decode steps first."""
+        waiting = [s for s in self._waiting if not s.future.cancelled()]
+        self._waiting = deque(waiting)
+        first: dict[int, _Step] = {}
+        for step in waiting:
+            first.setdefault(id(step.cache), step)
+        ready = sorted(first.values(), key=lambda s: s.left > DECODE_ROWS)
+        # a session that decodes sends its next row while the next pass begins already
+        decoding = bool(ready) and ready[0].left <= DECODE_ROWS
+        self._decoded = DECODES_REMEMBERED if decoding else max(0, self._decoded - 1)
+        room, prompts = MAX_ROWS, PROMPT_ROWS if self._decoded else MAX_ROWS
+        batch: list[_Part] = []
+        for step in ready:
+            count = min(step.left, room)
+            if step.left > DECODE_ROWS:
+                count = min(count, prompts)
+            if count < 1:
+                continue
+            if not self._make_room(step, count, batch):
+                continue
+            room -= count
+            if step.left > DECODE_ROWS:
+                prompts -= count
+            batch.append(_Part(step, count))
+        return batch
+
+    def _enter(self, cache: SessionCache) -> int:
+        if cache not in self._resident:
+            self._begun += 1
+            self._resident[cache] = self._begun
+        return self._resident[cache]
+
+    def _make_room(self, step: _Step, count: int, batch: list[_Part]) -> bool:
+        """Bring in what the step needs, moving out younger sessions if it must.
+
+        Errors other than a lack of room are left to the pass, which reports them.
+        """
+        age = self._enter(step.cache)
+        busy = {id(p.step.cache) for p in batch} | {id(step.cache)}
+        while True:
+            try:
+                if step.cache.moved_out:
+                    step.cache.move_in()
+                begin = step.start + step.done
+                step.cache.reserve(begin, begin + count)
+            except OutOfPages:
+                younger = [
+                    (a, c)
+                    for c, a in self._resident.items()
+                    if a > age and c.held and id(c) not in busy
+                ]
+                if not younger:
+                    # alone with all of the memory: it will never fit, and the pass says so
+                    return not any(c.held for c in self._resident if c is not step.cache)
+                victim = max(younger, key=lambda found: found[0])[1]
+                log.info("out of pages: a session of %d positions is moved out", victim.length)
+                victim.move_out()
+            except UnisonoError:
+                return True
+            else:
+                return True
+
+    def _outcomes(self, batch: list[_Part]) -> Sequence[Any]:
         """What each step gives: one session's failure must not become another's."""
         if not batch:
             return []
@@ -149,52 +272,65 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - handed to the waiter, which raises it
             if len(batch) == 1:
                 return [error]
-        return [outcome for step in batch for outcome in self._outcomes([step])]
+        return [outcome for part in batch for outcome in self._outcomes([part])]
 
-    def _compute(self, batch: list[_Step]) -> list[StepResult]:
-        rows = torch.cat([self._rows(step) for step in batch])
-        segments = [Segment(s.cache, s.start, len(s.source)) for s in batch]
+    def _compute(self, batch: list[_Part]) -> list[tuple[Rows, SampledToken | None]]:
+        rows = np.concatenate([self._rows(part) for part in batch])
+        segments = [Segment(p.step.cache, p.step.start + p.step.done, p.count) for p in batch]
         out = self.decoder.forward(rows, segments)
-        array = cast("NDArray[np.int64]", cast(Any, out.cpu()).numpy())
-        stops = np.cumsum([len(s.source) for s in batch])
-        drawing = [int(stop) - 1 for s, stop in zip(batch, stops, strict=True) if s.draw]
-        logits = iter(self.decoder.logits(out[drawing]) if drawing else ())
-        results: list[StepResult] = []
-        for step, stop in zip(batch, stops, strict=True):
-            widths, encoded = encode_rows(array[int(stop) - len(step.source) : int(stop)])
+        stops = np.cumsum([part.count for part in batch])
+        drawing = [
+            (int(stop) - 1, part.step.start + len(part.step.source), part.step.draw)
+            for part, stop in zip(batch, stops, strict=True)
+            if part.ends and part.step.draw is not None
+        ]
+        choices = iter(self.decoder.choose(out, drawing) if drawing else ())
+        results: list[tuple[Rows, SampledToken | None]] = []
+        for part, stop in zip(batch, stops, strict=True):
             token = None
-            if step.draw is not None:
-                token = _draw(next(logits), step.draw, step.start + len(step.source))
-            results.append(
-                StepResult(
-                    widths,
-                    tuple(bytes(row) for row in encoded),
-                    tuple(row_hash(row) for row in encoded),
-                    token,
-                )
-            )
+            if part.ends and part.step.draw is not None:
+                position = part.step.start + len(part.step.source)
+                chosen = next(choices)
+                token = SampledToken(position, chosen.token, chosen.logprob, chosen.top)
+            results.append((out[int(stop) - part.count : int(stop)], token))
         return results
 
-    def _rows(self, step: _Step) -> torch.Tensor:
-        if isinstance(step.source, tuple):
-            return self.decoder.embed(step.source)
-        return torch.as_tensor(step.source).to(self.decoder.device)
+    def _rows(self, part: _Part) -> Rows:
+        step = part.step
+        source = step.source[step.done : step.done + part.count]
+        return self.decoder.embed(source) if isinstance(source, tuple) else source
+
+    def _settle(self, part: _Part, outcome: Any) -> None:
+        """Deliver a step that is done, or failed."""
+        step = part.step
+        if isinstance(outcome, Exception):
+            self._forget(step)
+            _deliver(step, outcome)
+            return
+        rows, token = outcome
+        step.parts.append(rows)
+        step.done += part.count
+        if step.left == 0:
+            self._forget(step)
+            _deliver(step, _result(step, token))
+
+    def _forget(self, step: _Step) -> None:
+        with self._wake:
+            if step in self._waiting:
+                self._waiting.remove(step)
 
 
-def _draw(logits: torch.Tensor, draw: Draw, position: int) -> SampledToken:
-    token = choose(logits, draw.sampling, draw.prompt, draw.generated, position)
-    if draw.top_logprobs < 0:
-        return SampledToken(position, token)
-    best = _integers(likeliest(logits, draw.top_logprobs)) if draw.top_logprobs else []
-    ids = [token, *best]
-    chosen = torch.tensor(ids, device=logits.device)
-    values = _integers(log_probabilities(logits, chosen))
-    top = tuple(zip(best, values[1:], strict=True))
-    return SampledToken(position, token, values[0], top)
-
-
-def _integers(x: torch.Tensor) -> list[int]:
-    return cast("list[int]", cast(Any, x).tolist())
+def _result(step: _Step, token: SampledToken | None) -> StepResult:
+    rows: NDArray[np.int64] = (
+        step.parts[0] if len(step.parts) == 1 else np.concatenate(step.parts)
+    )
+    widths, encoded = encode_rows(rows)
+    return StepResult(
+        widths,
+        tuple(bytes(row) for row in encoded),
+        tuple(row_hash(row) for row in encoded),
+        token,
+    )
 
 
 def _deliver(step: _Step, outcome: StepResult | Exception) -> None:

@@ -12,7 +12,8 @@ from typing import Literal, TypeVar
 
 from unisono.errors import PeerCheating, PeerGone, WireError
 from unisono.execution.engine import Engine, StepResult
-from unisono.execution.session import HopSession
+from unisono.execution.session import HopSession, page_keys
+from unisono.models.cache import PAGE
 from unisono.types import NodeId, PeerAddress
 from unisono.wire.claims import row_hash, token_hash
 from unisono.wire.frames import decode_frame, encode_frame
@@ -103,13 +104,16 @@ class Flow:
             PeerLost: the next hop, or the gateway.
         """
         session = self._session
-        position = 0
+        position = await self._adopt()
+        # a lone hop has nobody to keep busy: its engine cuts the prompt as it sees fit
+        rows = PREFILL_ROWS if session.next is not None else len(session.tokens)
         while True:
-            chunk = tuple(session.tokens[position : position + PREFILL_ROWS])
+            chunk = tuple(session.tokens[position : position + rows])
             draw = session.draw_after(position + len(chunk) - 1)
             result = await self._engine.step(session.cache, position, chunk, draw)
             session.in_hashes += [token_hash(t) for t in chunk]
             session.out_hashes += result.hashes
+            self._keep(position, position + len(chunk))
             await self._emit(position, result)
             position += len(chunk)
             if session.ended:  # a single hop has sampled the last token itself
@@ -118,6 +122,29 @@ class Flow:
                 session.tokens.append(await session.arrived.get())
                 if session.ended:
                     return
+
+    async def _adopt(self) -> int:
+        """Begin with what earlier sessions computed of the same prompt; returns where to go on."""
+        session = self._session
+        keys = session.prefix_keys()
+        if not keys:
+            return 0
+        found = await self._engine.adopt(session.cache, keys)
+        for prefix in found:
+            session.in_hashes += prefix.hashes[0]
+            session.out_hashes += prefix.hashes[1]
+        return len(found) * PAGE
+
+    def _keep(self, start: int, stop: int) -> None:
+        """Keep the pages that the positions `start` to `stop` completed."""
+        session = self._session
+        if not (session.is_first and session.is_last) or start // PAGE == stop // PAGE:
+            return
+        keys = page_keys(session.tokens, stop // PAGE)
+        for page in range(start // PAGE, stop // PAGE):
+            here = slice(page * PAGE, (page + 1) * PAGE)
+            hashes = session.in_hashes[here], session.out_hashes[here]
+            self._engine.keep(session.cache, page, keys[page], hashes)
 
     async def rows_in(self, stream: Stream) -> None:
         """Any other hop: rows as the hop before sends them.

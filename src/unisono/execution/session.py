@@ -5,14 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import numpy as np
+
 from unisono.errors import PeerCheating, PeerRefused
-from unisono.execution.engine import Draw
-from unisono.models.cache import SessionCache
-from unisono.types import stop_rule
+from unisono.models.cache import PAGE, SessionCache
+from unisono.models.decoder import Draw
+from unisono.types import Q16, digest, stop_rule
 from unisono.wire.claims import TAG_BYTES, HopClaim, rows_root, tokens_root
 from unisono.wire.identity import Identity
 from unisono.wire.messages import Open
 from unisono.wire.transports.base import Stream
+
+
+def page_keys(tokens: Sequence[int], count: int) -> list[bytes]:
+    """Keys of the first `count` pages of a sequence of tokens."""
+    keys: list[bytes] = []
+    key = b""
+    for page in range(count):
+        part = np.array(tokens[page * PAGE : (page + 1) * PAGE], dtype="<u4")
+        key = digest("prefix/1", key, part.tobytes())
+        keys.append(key)
+    return keys
 
 
 class HopSession:
@@ -56,18 +69,27 @@ class HopSession:
     @property
     def ended(self) -> bool:
         """Whether the answer is complete: a stop token, or as many tokens as were asked for."""
-        return stop_rule(self.opened, self.generated)
+        answered = len(self.tokens) - self.opened.prompt
+        return answered > 0 and stop_rule(self.opened, answered, self.tokens[-1])
 
     def draw_after(self, position: int) -> Draw | None:
         """What to sample after the row at `position`: only the row of the last known token."""
         if not self.is_last or position != len(self.tokens) - 1:
             return None
-        return Draw(
-            self.opened.sampling,
-            tuple(self.tokens[: self.opened.prompt]),
-            self.generated,
-            self.opened.top_logprobs,
-        )
+        s = self.opened.sampling
+        penalised = s.repetition_penalty != Q16 or s.presence_penalty or s.frequency_penalty
+        # only penalties look at the tokens: copying them for each would cost O(length)
+        tokens = np.array(self.tokens if penalised else (), dtype=np.int32)
+        prompt = min(self.opened.prompt, len(tokens))
+        return Draw(s, tokens, prompt, self.opened.top_logprobs)
+
+    def prefix_keys(self) -> list[bytes]:
+        """Names of the prompt's complete pages, each by all tokens up to its end, if this hop
+        computes everything from tokens that it knows. The last token is never part of one: its
+        row must be computed for the answer to begin."""
+        if not (self.is_first and self.is_last):
+            return []
+        return page_keys(self.tokens, (len(self.tokens) - 1) // PAGE)
 
     def check_rows(self, position: int, count: int) -> None:
         """Rows must come once and in order, and never before their token is known.

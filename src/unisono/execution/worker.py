@@ -19,7 +19,7 @@ from unisono.errors import PeerCheating, PeerGone, PeerRefused, UnisonoError, Wi
 from unisono.execution.engine import Engine
 from unisono.execution.flow import Flow, PeerLost, attach
 from unisono.execution.session import HopSession
-from unisono.models.cache import bytes_per_position
+from unisono.models.cache import PAGE
 from unisono.types import ModelId, PeerAddress, SessionId
 from unisono.wire.frames import decode_frame, encode_frame
 from unisono.wire.identity import Identity
@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 SILENCE_SECONDS = 15.0
 """A gateway that sends nothing this long (it pings every second) has gone."""
 FIRST_MESSAGE_SECONDS = 10.0
+OVERCOMMIT = 3.0
+"""Answers rarely use all the positions they ask for; those who do are moved out for a while."""
 
 
 class Worker:
@@ -60,20 +62,21 @@ class Worker:
         transport: Transport,
         address: PeerAddress,
         *,
-        kv_bytes: int = 2 << 30,
+        overcommit: float = OVERCOMMIT,
         clock: Clock | None = None,
     ) -> None:
-        """`kv_bytes` limits the memory of all sessions' keys and values together."""
+        """`overcommit`: how many times over the memory for keys and values may be promised."""
         self._engine = engine
         self._model = model
         self._identity = identity
         self._transport = transport
         self._address = address
         self._clock = clock or SystemClock()
-        config = engine.decoder.config
-        self._layers = engine.decoder.weights.layers
-        self._capacity = kv_bytes // bytes_per_position(config, self._layers)
-        self._reserved = 0
+        self._layers = engine.decoder.layers
+        store = engine.decoder.store
+        self._promised = 0
+        self._limit = int(store.budget * overcommit)
+        self._position_bytes = sum(store.bytes) / PAGE
         self._sessions: dict[SessionId, HopSession] = {}
         self._sequence = 0
 
@@ -84,8 +87,8 @@ class Worker:
 
     @property
     def free_positions(self) -> int:
-        """Positions that new sessions may reserve."""
-        return self._capacity - self._reserved
+        """Positions that new sessions may reserve, if each needs every layer's memory."""
+        return max(0, int((self._limit - self._promised) / self._position_bytes))
 
     def record(self) -> NodeRecord:
         """This node's signed description, good for one lease."""
@@ -179,13 +182,14 @@ class Worker:
         problem = opened.sampling.problem(config.vocabulary_size)
         if problem is not None:
             raise PeerRefused(problem, "malformed")
-        if opened.positions > self.free_positions:
+        store = self._engine.decoder.store
+        needed = store.bytes_for(opened.positions)
+        if needed > store.budget or self._promised + needed > self._limit:
             raise PeerRefused(
-                f"{opened.positions} positions do not fit: {self.free_positions} of "
-                f"{self._capacity} are free",
+                f"{opened.positions} positions do not fit: {self.free_positions} are free",
                 "capacity",
             )
-        self._reserved += opened.positions
+        self._promised += needed
         cache = self._engine.decoder.new_cache(opened.positions)
         session = HopSession(opened, tokens, cache, stream)
         self._sessions[opened.session] = session
@@ -265,8 +269,9 @@ class Worker:
 
     async def _drop(self, session: HopSession) -> None:
         del self._sessions[session.opened.session]
-        self._reserved -= session.opened.positions
+        self._promised -= self._engine.decoder.store.bytes_for(session.opened.positions)
         session.cancel()
+        self._engine.release(session.cache)
         session.dropped.set()
         for stream in (session.next, session.back):
             if stream is not None:

@@ -1,17 +1,26 @@
-"""From a loader's float tensors to a stored canonical model."""
+"""From a loader's float tensors to a stored canonical model, a few rows at a time.
+
+A matrix is read twice: for its largest magnitude, from which its exponent follows, and to be
+quantised. Rows are worked on in pieces by some threads and go to their file at once, so that
+the memory needed depends neither on the model's size nor on that of its largest matrix.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import msgspec
-import torch
-from safetensors import torch as safetensors_torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from unisono.models.config import tensor_shapes
 from unisono.models.manifest import (
@@ -21,45 +30,51 @@ from unisono.models.manifest import (
     part_of,
     tensor_kind,
 )
-from unisono.models.quantise import quantise_bias, quantise_matrix, quantise_norm
+from unisono.models.quantise import (
+    largest_magnitude,
+    matrix_exponent,
+    quantise_bias,
+    quantise_norm,
+    quantise_rows,
+)
+from unisono.models.safetensors_file import TensorWriter
 from unisono.models.source import ModelSource
 from unisono.models.store import Details, Progress, write_file
 from unisono.numerics import tables
+from unisono.numerics.tensors import GROUP
+
+PIECE = 1 << 20
+"""Weights that a thread works on at a time: 4 MiB as float32."""
+MAX_THREADS = 8
+
+_Shape = tuple[int, ...]
+_Rows = Callable[[range], NDArray[np.float32]]
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+@runtime_checkable
+class RowSource(Protocol):
+    """A `ModelSource` that reads parts of matrices, from several threads."""
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows `start:stop` (not none) of the matrix `ModelSource.read(name)`, float32
+        [stop - start, inputs]; raises as it does."""
+        ...
 
 
 def convert(source: ModelSource, root: Path, progress: Progress | None = None) -> Path:
-    """Quantise a source tensor by tensor and store it; returns its folder.
+    """Quantise a source and store it; returns its folder.
+
+    At a time, `MAX_THREADS` pieces of `PIECE` weights are held as floats at most; of a source
+    that is no `RowSource`, one tensor.
 
     Raises:
         ModelError: the source cannot be used.
     """
-    names = list(tensor_shapes(source.config))
     folder = Path(tempfile.mkdtemp(prefix="convert-", dir=root))
     try:
-        entries: dict[str, TensorEntry] = {}
-        pending: dict[str, Tensor] = {}
-        for done, name in enumerate(names):
-            if progress is not None:
-                progress(done, len(names), name)
-            kind = tensor_kind(name)
-            values = source.read(name)
-            if kind == "matrix":
-                matrix = quantise_matrix(name, values)
-                parts = [matrix.values, matrix.multipliers.view(torch.int16)]
-                pending |= {f"{name}.values": parts[0], f"{name}.multipliers": parts[1]}
-                exponent = matrix.exponent
-            else:
-                make = quantise_norm if kind == "norm" else quantise_bias
-                vector = make(name, values)
-                parts = [vector.values.to(torch.int32)]
-                pending[name] = parts[0]
-                exponent = vector.exponent
-            entries[name] = TensorEntry(kind, tuple(values.shape), exponent, hash_parts(parts))
-            if done + 1 == len(names) or part_of(names[done + 1]) != part_of(name):
-                cast(Any, safetensors_torch).save_file(
-                    pending, folder / f"{part_of(name)}.safetensors"
-                )
-                pending = {}
+        entries = _store_tensors(source, folder, progress)
         manifest = Manifest(NUMERICS_VERSION, tables.digest(), source.config, entries)
         files = source.tokenizer_files()
         for file, data in files.items():
@@ -79,6 +94,89 @@ def convert(source: ModelSource, root: Path, progress: Progress | None = None) -
     return target
 
 
+def _store_tensors(
+    source: ModelSource, folder: Path, progress: Progress | None
+) -> dict[str, TensorEntry]:
+    shapes = tensor_shapes(source.config)
+    entries: dict[str, TensorEntry] = {}
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+        for part, names in groupby(shapes, part_of):
+            wanted = list(names)
+            stored = _stored_shapes({name: shapes[name] for name in wanted})
+            with TensorWriter(folder / f"{part}.safetensors", stored) as file:
+                for name in wanted:
+                    if progress is not None:
+                        progress(len(entries), len(shapes), name)
+                    if tensor_kind(name) == "matrix":
+                        entries[name] = _store_matrix(source, name, shapes[name], file, pool)
+                    else:
+                        entries[name] = _store_vector(source, name, file)
+    return entries
+
+
+def _stored_shapes(shapes: dict[str, _Shape]) -> dict[str, tuple[str, _Shape]]:
+    """Stored name → dtype and shape of the parts of some canonical tensors."""
+    stored: dict[str, tuple[str, _Shape]] = {}
+    for name, shape in shapes.items():
+        if tensor_kind(name) == "matrix":
+            # uint16 under the name of int16: torch reads that in every version
+            stored[f"{name}.multipliers"] = ("I16", (shape[0], shape[1] // GROUP))
+            stored[f"{name}.values"] = ("I8", shape)
+        else:
+            stored[name] = ("I32", shape)
+    return stored
+
+
+def _store_vector(source: ModelSource, name: str, file: TensorWriter) -> TensorEntry:
+    kind = tensor_kind(name)
+    vector = (quantise_norm if kind == "norm" else quantise_bias)(name, source.read(name))
+    values = vector.values.astype(np.int32)
+    file.write(name, values)
+    return TensorEntry(kind, values.shape, vector.exponent, hash_parts([values]))
+
+
+def _store_matrix(
+    source: ModelSource, name: str, shape: _Shape, file: TensorWriter, pool: ThreadPoolExecutor
+) -> TensorEntry:
+    read = _row_reader(source, name)
+    # A power of two: GGUF tensors are unpacked much faster in multiples of 8,192 weights.
+    step = 1 << max(0, (PIECE // shape[1]).bit_length() - 1)
+    pieces = [range(i, min(i + step, shape[0])) for i in range(0, shape[0], step)]
+    magnitudes = _in_order(pool, lambda rows: largest_magnitude(name, read(rows)), pieces)
+    exponent = matrix_exponent(max(magnitudes))
+    state, held = hashlib.sha256(), list[NDArray[np.uint16]]()
+    for values, multipliers in _in_order(
+        pool, lambda rows: quantise_rows(read(rows), exponent), pieces
+    ):
+        file.write(f"{name}.values", values)
+        file.write(f"{name}.multipliers", multipliers)
+        state.update(_bytes(values))
+        held.append(multipliers)  # the hash takes them after all values
+    for multipliers in held:
+        state.update(_bytes(multipliers))
+    return TensorEntry("matrix", shape, exponent, state.hexdigest())
+
+
+def _row_reader(source: ModelSource, name: str) -> _Rows:
+    if isinstance(source, RowSource):
+        return lambda rows: source.read_rows(name, rows.start, rows.stop)
+    whole = source.read(name)
+    return lambda rows: whole[rows.start : rows.stop]
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item]
+) -> Iterator[_Result]:
+    """`pool.map`, but never more than a few results ahead of whoever takes them."""
+    pending: deque[Future[_Result]] = deque()
+    for item in items:
+        pending.append(pool.submit(work, item))
+        if len(pending) > 2 * MAX_THREADS:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
 def _same_files(made: Path, stored: Path) -> bool:
     """Whether `stored` holds the manifest of `made` and a file of each name and size."""
     if not stored.exists():
@@ -89,9 +187,14 @@ def _same_files(made: Path, stored: Path) -> bool:
     return sizes == known and ((made / manifest).read_bytes() == (stored / manifest).read_bytes())
 
 
-def hash_parts(parts: list[Tensor]) -> str:
-    """SHA-256 of tensors' bytes, one after another; see `TensorEntry`."""
+def hash_parts(parts: Sequence[NDArray[Any]]) -> str:
+    """SHA-256 of arrays' bytes in row order, one after another, 64 hex digits; see
+    `TensorEntry`."""
     state = hashlib.sha256()
     for part in parts:
-        state.update(memoryview(cast(Any, part.contiguous().numpy())).cast("B"))
+        state.update(_bytes(part))
     return state.hexdigest()
+
+
+def _bytes(part: NDArray[Any]) -> memoryview:
+    return memoryview(cast("Any", np.ascontiguousarray(part).reshape(-1)))

@@ -7,6 +7,8 @@ hold the 1 that Gemma's own checkpoints leave out.
 
 from __future__ import annotations
 
+from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -56,6 +58,7 @@ _LAYER = {
     "down_bias": "ffn_down.bias",
     "post_mlp_norm": "post_ffw_norm.weight",
 }
+_INTERLEAVED = ("query", "query_bias", "key", "key_bias")
 
 
 class GgufSource:
@@ -86,6 +89,7 @@ class GgufSource:
         self._name = name or self._path.stem
         self._config = _Reading(self._file, self._keys, self._architecture).config()
         self._shapes = tensor_shapes(self._config)
+        self._interleaved = _INTERLEAVED if self._architecture == "llama" else ()
 
     @property
     def name(self) -> str:
@@ -107,6 +111,24 @@ class GgufSource:
             UnsupportedModel: a tensor format that cannot be dequantized.
             KeyError: not a canonical name of this configuration.
         """
+        foreign, leaf = self._checked(name)
+        return self._ordered(leaf, self._file.read(foreign))
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows `start:stop` (not none) of the matrix `read(name)`; raises as it does.
+
+        Nothing else is dequantized, but for whole heads. Several threads may read at once.
+        """
+        foreign, leaf = self._checked(name)
+        first, last = start, stop
+        if leaf in self._interleaved:  # their order is changed within whole heads
+            size = self._config.head_size
+            first, last = start // size * size, -(-stop // size) * size
+        value = _with_rows(self._file, foreign, first, last).read(foreign)
+        return self._ordered(leaf, value)[start - first : stop - first]
+
+    def _checked(self, name: str) -> tuple[str, str]:
+        """llama.cpp's name of a tensor, which has the right shape if it is there, and the leaf."""
         shape, (foreign, leaf) = self._shapes[name], _foreign_name(name)
         found = self._file.tensors.get(foreign)
         if found is not None and found.shape != shape:
@@ -114,10 +136,10 @@ class GgufSource:
                 f"{self._path}: tensor '{foreign}' has shape {found.shape}; the model's"
                 f" configuration needs {shape}"
             )
-        value = self._file.read(foreign)
-        if self._architecture == "llama" and leaf in ("query", "query_bias", "key", "key_bias"):
-            value = _uninterleave(value, self._config.head_size)
-        return value
+        return foreign, leaf
+
+    def _ordered(self, leaf: str, value: NDArray[np.float32]) -> NDArray[np.float32]:
+        return _uninterleave(value, self._config.head_size) if leaf in self._interleaved else value
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """`tokenizer.json` and `tokenizer_settings.json`, converted from the file's vocabulary.
@@ -138,6 +160,18 @@ def _foreign_name(name: str) -> tuple[str, str]:
         return _TOP[name], name
     _, layer, leaf = name.split(".")
     return f"blk.{layer}.{_LAYER[leaf]}", leaf
+
+
+def _with_rows(file: GgufFile, name: str, start: int, stop: int) -> GgufFile:
+    """The same open file, with nothing but rows `start:stop` of a matrix in it."""
+    part = copy(file)
+    tensor = file.tensors.get(name)
+    if tensor is not None:
+        row = tensor.size // tensor.shape[0]
+        rows = (stop - start, *tensor.shape[1:])
+        offset, size = tensor.offset + start * row, (stop - start) * row
+        part.tensors = {name: replace(tensor, shape=rows, offset=offset, size=size)}
+    return part
 
 
 def _uninterleave(value: NDArray[np.float32], head_size: int) -> NDArray[np.float32]:

@@ -6,21 +6,20 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from unisono.errors import ConfigurationError, CorruptModel
 from unisono.models.conversion import hash_parts
 from unisono.models.manifest import part_of
 from unisono.models.store import StoredModel
 from unisono.models.weights import BlockWeights, LayerWeights
-from unisono.numerics.linear import BIAS_BITS, GROUP, Matrix, Vector
-from unisono.numerics.norm import WEIGHT_BITS
+from unisono.numerics.tensors import BIAS_BITS, GROUP, WEIGHT_BITS, Matrix, Vector
 from unisono.types import LayerRange
 
 
-def load_block(model: StoredModel, layers: LayerRange, device: str = "cpu") -> BlockWeights:
+def load_block(model: StoredModel, layers: LayerRange) -> BlockWeights:
     """Read a block's weights and nothing else, every tensor's hash checked.
 
     Raises:
@@ -38,7 +37,7 @@ def load_block(model: StoredModel, layers: LayerRange, device: str = "cpu") -> B
         wanted.append("embedding")
 
     def read(name: str) -> Matrix | Vector:
-        return _tensor(model, name, device)
+        return _tensor(model, name)
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         tensors = dict(zip(wanted, pool.map(read, wanted), strict=True))
@@ -61,19 +60,13 @@ def load_block(model: StoredModel, layers: LayerRange, device: str = "cpu") -> B
     )
 
 
-def _tensor(model: StoredModel, name: str, device: str) -> Matrix | Vector:
+def _tensor(model: StoredModel, name: str) -> Matrix | Vector:
     entry = model.manifest.tensors[name]
     file = model.path / f"{part_of(name)}.safetensors"
+    names = [f"{name}.values", f"{name}.multipliers"] if entry.kind == "matrix" else [name]
     try:
-        with safe_open(file, framework="pt") as opened:  # type: ignore[no-untyped-call]
-            handle = cast(Any, opened)
-            if entry.kind == "matrix":
-                parts: list[Tensor] = [
-                    handle.get_tensor(f"{name}.values"),
-                    handle.get_tensor(f"{name}.multipliers"),
-                ]
-            else:
-                parts = [handle.get_tensor(name)]
+        with safe_open(file, framework="np") as opened:  # type: ignore[no-untyped-call]
+            parts: list[NDArray[Any]] = [cast(Any, opened).get_tensor(n) for n in names]
     except (SafetensorError, OSError) as error:
         raise CorruptModel(f"cannot read tensor '{name}' of {file}: {error}") from error
     if hash_parts(parts) != entry.sha256 or parts[0].shape != entry.shape:
@@ -82,15 +75,15 @@ def _tensor(model: StoredModel, name: str, device: str) -> Matrix | Vector:
             f"to: delete {model.path} and convert the model again"
         )
     limit = {"norm": 1 << WEIGHT_BITS, "bias": 1 << BIAS_BITS}.get(entry.kind)
-    wanted = [torch.int8, torch.int16] if limit is None else [torch.int32]
-    groups = [*entry.shape[:-1], entry.shape[-1] // GROUP]
-    if [p.dtype for p in parts] != wanted or (limit is None and list(parts[1].shape) != groups):
+    wanted = [np.int8, np.int16] if limit is None else [np.int32]
+    groups = (*entry.shape[:-1], entry.shape[-1] // GROUP)
+    if [p.dtype for p in parts] != wanted or (limit is None and parts[1].shape != groups):
         raise CorruptModel(f"tensor '{name}' of {file} is not stored in the canonical form")
-    if limit is not None and parts[0].numel() and int(parts[0].abs().max()) >= limit:
+    if limit is not None and parts[0].size and int(np.abs(parts[0]).max()) >= limit:
         raise CorruptModel(f"tensor '{name}' of {file} holds a value of {limit} or more")
     if entry.kind == "matrix":
-        return Matrix(parts[0].to(device), parts[1].view(torch.uint16).to(device), entry.exponent)
-    return Vector(parts[0].to(torch.int64).to(device), entry.exponent)
+        return Matrix(parts[0], parts[1].view(np.uint16), entry.exponent)
+    return Vector(parts[0].astype(np.int64), entry.exponent)
 
 
 def _in_block(name: str, layers: LayerRange, count: int) -> bool:

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import msgspec
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from unisono.errors import RequestError
-from unisono.models.decoder import Decoder, Segment
+from unisono.models.decoder import Decoder, Rows, Segment, make_decoder
 from unisono.models.loading import load_block
-from unisono.models.reference import reference_nll
 from unisono.models.source import ModelSource
 from unisono.models.store import StoredModel
 from unisono.models.tokenizer import Tokenizer
-from unisono.numerics.linear import Matrix
-from unisono.numerics.residual import LOGIT_FRACTION
+from unisono.numerics.tensors import LOGIT_FRACTION
 from unisono.types import LayerRange
 
 _PREFILL_ROWS = 256
-_VOCABULARY_SLICE = 8192
-"""Outputs of the head computed at once, for all rows of a chunk: each weight is widened once
-per chunk, and 256 rows of a vocabulary of 262,144 never lie in memory as a whole (537 MB)."""
+_HEAD_ROWS = 32
+"""Rows whose logits lie in memory at once: 67 MB for a vocabulary of 262,144."""
 
 Progress = Callable[[int, int, str], None]
 """Called with (positions done, positions in all, step)."""
@@ -106,18 +102,21 @@ def measure(model: StoredModel, ids: Sequence[int], progress: Progress | None = 
     config = model.manifest.config
     count = len(ids) - 1
     report(0, count, "loading")
-    with torch.inference_mode():
-        decoder = Decoder(config, load_block(model, LayerRange(0, config.layer_count)))
-        heads = _slices(decoder)
+    decoder = make_decoder(config, load_block(model, LayerRange(0, config.layer_count)))
+    try:
         cache = decoder.new_cache(count)
-        targets = torch.tensor(ids[1:])
+        targets = np.array(ids[1:])
         total = 0.0
         for start in range(0, count, _PREFILL_ROWS):
             stop = min(start + _PREFILL_ROWS, count)
             rows = decoder.embed(ids[start:stop])
             rows = decoder.forward(rows, [Segment(cache, start, stop - start)])
-            total += _nats(heads, rows, targets[start:stop])
+            for first in range(0, stop - start, _HEAD_ROWS):
+                here = slice(first, first + _HEAD_ROWS)
+                total += _nats(decoder, rows[here], targets[start:stop][here])
             report(stop, count, "")
+    finally:
+        decoder.close()
     return Loss(count, total / count)
 
 
@@ -129,6 +128,8 @@ def measure_reference(
     Raises:
         CorruptModel: a tensor is missing or malformed.
     """
+    from unisono.models.reference import reference_nll  # torch loads slowly, and only here
+
     report = progress or _silent
     count = len(ids) - 1
     report(0, count, "")
@@ -137,31 +138,12 @@ def measure_reference(
     return Loss(count, math.fsum(losses) / count)
 
 
-def _slices(decoder: Decoder) -> list[Decoder]:
-    """The decoder's head in parts, each as a decoder of that part of the vocabulary."""
-    head = decoder.weights.head
-    assert head is not None  # the decoder holds all layers
-    parts: list[Decoder] = []
-    for start in range(0, head.outputs, _VOCABULARY_SLICE):
-        here = slice(start, start + _VOCABULARY_SLICE)
-        part = Matrix(head.values[here], head.multipliers[here], head.exponent)
-        parts.append(Decoder(decoder.config, replace(decoder.weights, head=part)))
-    return parts
-
-
-def _nats(heads: Sequence[Decoder], rows: Tensor, targets: Tensor) -> float:
+def _nats(decoder: Decoder, rows: Rows, targets: NDArray[np.int64]) -> float:
     """Summed loss of residual rows [n, hidden] at `targets` [n]."""
-    norm = torch.full((len(rows),), -math.inf, dtype=torch.float64)
-    chosen = torch.zeros(len(rows), dtype=torch.float64)
-    first = 0
-    for head in heads:
-        scores = head.logits(rows).to(torch.float64).mul_(2.0**-LOGIT_FRACTION)
-        norm = torch.logaddexp(norm, scores.logsumexp(1))
-        width = scores.shape[1]
-        inside = ((targets >= first) & (targets < first + width)).nonzero().squeeze(1)
-        chosen[inside] = scores[inside, targets[inside] - first]
-        first += width
-    return float((norm - chosen).sum())
+    scores = decoder.logits(rows) * 2.0**-LOGIT_FRACTION
+    top = scores.max(axis=1)
+    norm = top + np.log(np.exp(scores - top[:, None]).sum(axis=1))
+    return float((norm - scores[np.arange(len(rows)), targets]).sum())
 
 
 def _silent(done: int, total: int, step: str) -> None:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors import safe_open as _untyped_open
 
 from unisono.errors import ConfigurationError, CorruptModel, UnsupportedModel
 from unisono.models.config import DecoderConfig, tensor_shapes
 from unisono.models.fingerprint import files_fingerprint
 from unisono.models.hub_tokenizer import hub_tokenizer_files
 from unisono.models.safetensors_config import decoder_config
+from unisono.models.safetensors_file import FLOATS, StoredTensor, read_floats, stored_tensors
 
 INDEX_FILE = "model.safetensors.index.json"
 MODEL_PATTERNS = ("*.json", "*.safetensors", "*.jinja")
@@ -27,7 +25,6 @@ MODEL_PATTERNS = ("*.json", "*.safetensors", "*.jinja")
 _MAX_JSON_BYTES = 1 << 26
 _PREFIXES = ("model.", "model.language_model.", "language_model.model.")
 _HEADS = ("lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight")
-_DTYPES = ("F32", "F16", "BF16")
 _NORMS = (
     "attention_norm",
     "mlp_norm",
@@ -64,21 +61,6 @@ _SANDWICH = {
 }
 
 
-class _View(Protocol):
-    def get_shape(self) -> list[int]: ...
-    def get_dtype(self) -> str: ...
-
-
-class _Handle(Protocol):
-    def keys(self) -> list[str]: ...
-    def get_slice(self, name: str, /) -> _View: ...
-    def get_tensor(self, name: str, /) -> torch.Tensor: ...
-
-
-def _open(file: Path) -> AbstractContextManager[_Handle]:
-    return cast("AbstractContextManager[_Handle]", _untyped_open(file, framework="pt"))
-
-
 class SafetensorsSource:
     """A `ModelSource` over a folder with `config.json` and one or several safetensors files.
 
@@ -99,6 +81,7 @@ class SafetensorsSource:
         path = self._folder / "config.json"
         self._config = decoder_config(_read_json(path), str(path))
         self._shapes = tensor_shapes(self._config)
+        self._headers: dict[Path, dict[str, StoredTensor]] = {}
         self._shards = self._find_shards()
         found = [p for p in _PREFIXES if f"{p}embed_tokens.weight" in self._shards]
         if not found:
@@ -130,7 +113,7 @@ class SafetensorsSource:
             if not files:
                 raise CorruptModel(f"{self._folder} holds no safetensors file")
             for file in files:
-                shards |= dict.fromkeys(_tensor_names(file), file)
+                shards |= dict.fromkeys(self._names(file), file)
             return shards
         mapping = _read_json(index).get("weight_map")
         if not isinstance(mapping, dict):
@@ -143,6 +126,14 @@ class SafetensorsSource:
                 raise CorruptModel(f"{index} names {shard}, which is missing: download it again")
             files_by_name[shard] = self._folder / shard
         return {str(k): files_by_name[str(v)] for k, v in cast("dict[str, Any]", mapping).items()}
+
+    def _names(self, file: Path) -> list[str]:
+        try:
+            return list(self._header(file))
+        except (SafetensorError, OSError) as error:
+            raise CorruptModel(
+                f"{file} is not a readable safetensors file ({error}); download it again"
+            ) from error
 
     def _refuse_surplus(self) -> None:
         """A bias or norm that the configuration does not mention would be ignored in silence."""
@@ -180,6 +171,13 @@ class SafetensorsSource:
             UnsupportedModel: stored in a type other than float32, float16 and bfloat16.
             KeyError: not a canonical name of this configuration.
         """
+        return self.read_rows(name, 0, self._shapes[name][0])
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows `start:stop` of `read(name)`, and nothing else of the file; raises as it does.
+
+        Several threads may read at once.
+        """
         shape, foreign = self._shapes[name], self._foreign(name)
         file = self._shards.get(foreign)
         if file is None:
@@ -187,27 +185,33 @@ class SafetensorsSource:
                 f"{self._folder} lacks tensor '{foreign}': it is incomplete, download it again"
             )
         try:
-            with _open(file) as handle:
-                view = handle.get_slice(foreign)
-                found, kind = tuple(view.get_shape()), view.get_dtype()
-                if found != shape:
-                    raise CorruptModel(
-                        f"{file}: tensor '{foreign}' has shape {found}; config.json needs {shape}"
-                    )
-                if kind not in _DTYPES:
-                    raise UnsupportedModel(
-                        f"{file}: tensor '{foreign}' is stored as {kind}; supported are"
-                        f" {', '.join(_DTYPES)}"
-                    )
-                tensor = handle.get_tensor(foreign).to(torch.float32)
+            tensor = self._header(file).get(foreign)
+            if tensor is None:
+                raise OSError("it is not in the file")
+            if tensor.shape != shape:
+                raise CorruptModel(
+                    f"{file}: tensor '{foreign}' has shape {tensor.shape}; config.json needs"
+                    f" {shape}"
+                )
+            if tensor.dtype not in FLOATS:
+                raise UnsupportedModel(
+                    f"{file}: tensor '{foreign}' is stored as {tensor.dtype}; supported are"
+                    f" {', '.join(FLOATS)}"
+                )
+            rows = read_floats(file, tensor, start, stop)
         except (SafetensorError, OSError) as error:
             raise CorruptModel(
                 f"{file}: tensor '{foreign}' cannot be read ({error}); download the file again"
             ) from error
         # Gemma's checkpoints hold the distance of each norm weight from 1.
         if self._config.architecture == "gemma3" and name.rpartition(".")[2] in _NORMS:
-            tensor = tensor + 1.0
-        return cast("NDArray[np.float32]", tensor.contiguous().numpy())
+            rows += np.float32(1)
+        return rows
+
+    def _header(self, file: Path) -> dict[str, StoredTensor]:
+        if file not in self._headers:
+            self._headers[file] = stored_tensors(file)
+        return self._headers[file]
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """`tokenizer.json` as published, and `tokenizer_settings.json`.
@@ -269,16 +273,6 @@ def resolve(model: str) -> SafetensorsSource:
     if path.is_dir():
         return SafetensorsSource(path)
     return SafetensorsSource(download(model), name=model.rpartition("/")[2])
-
-
-def _tensor_names(file: Path) -> list[str]:
-    try:
-        with _open(file) as handle:
-            return list(handle.keys())
-    except (SafetensorError, OSError) as error:
-        raise CorruptModel(
-            f"{file} is not a readable safetensors file ({error}); download it again"
-        ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unisono.numerics.linear import Matrix, Vector
+from unisono.numerics.tensors import Matrix, Vector
 from unisono.types import LayerRange
 
 

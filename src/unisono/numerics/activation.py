@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unisono.numerics import compiled
 from unisono.numerics.fixed import align, reduce_rows, round_shift
 from unisono.numerics.softmax import exp2_negative
 from unisono.numerics.tables import GATE_BITS, table
@@ -58,11 +57,6 @@ def gated(
     `kind` is `silu` or `gelu_tanh`. Returns int64 rows below 2**62 and their exponents;
     nothing is rounded to fixed fraction bits on the way.
     """
-    if compiled.usable(gate):
-        lookups = table("gate"), table("exp2")
-        return compiled.gated(
-            kind == "gelu_tanh", (gate, gate_exponent), (up, up_exponent), lookups
-        )
     argument = align(gate, -(gate_exponent + ARGUMENT_FRACTION), ARGUMENT_BITS)
     if kind == "gelu_tanh":
         argument = _gelu_argument(argument)

@@ -11,8 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unisono.numerics import compiled
-
 MAX_SHIFT = 62
 
 
@@ -64,8 +62,6 @@ def reduce_rows(x: Tensor, exponent: Tensor, bits: int) -> tuple[Tensor, Tensor]
     Rows that fit already are unchanged. Rounding may carry the largest element to
     `2**bits`; it saturates at `2**bits - 1`.
     """
-    if compiled.usable(x):
-        return compiled.reduce_rows(x, exponent, bits)
     limit = (1 << bits) - 1
     largest = x.abs().amax(-1, keepdim=True)
     shift = (bit_length(largest) - bits).clamp(min=0)

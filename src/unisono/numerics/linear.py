@@ -1,10 +1,5 @@
 """Matrix products of integer rows with grouped int8 weights. Exact, whatever computes them.
 
-A matrix holds int8 values in groups of 32 along its inputs; each group has a multiplier of
-16 bits, and the matrix one power of two:
-
-    weight[n, k] = values[n, k] * multipliers[n, k // 32] * 2**exponent
-
 Inputs are reduced to 15 magnitude bits, so every partial sum stays below
 2**15 * 127 * 65535 * 32768 < 2**53: float64 products are exact in any order, and so are
 int64 ones.
@@ -13,32 +8,36 @@ int64 ones.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from unisono.numerics.fixed import MAX_SHIFT, align, reduce_rows, round_shift
-from unisono.numerics.kernels import row_product
+from unisono.numerics import tensors
+from unisono.numerics.tensors import BIAS_BITS, GROUP, INPUT_BITS
 
-GROUP = 32
-"""Inputs that share a multiplier."""
-INPUT_BITS = 15
-"""Magnitude bits of a matrix product's inputs."""
-BIAS_BITS = 24
-KERNEL_ROWS = 48
-"""Up to this many rows the compiled kernel wins on a CPU (`bench/kernels.py`)."""
 SUM_BITS = 60
 """Magnitude bits of an aligned bias."""
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """Grouped int8 weights: `values` int8 [outputs, inputs], `multipliers` uint16
-    [outputs, inputs / 32], one `exponent`."""
+    """`tensors.Matrix` on a device."""
 
     values: Tensor
     multipliers: Tensor
     exponent: int
+
+    @classmethod
+    def on(cls, device: str, stored: tensors.Matrix) -> Matrix:
+        """Copy stored weights to a device; on a CPU they are shared."""
+        return cls(
+            from_numpy(stored.values).to(device),
+            from_numpy(stored.multipliers).to(device),
+            stored.exponent,
+        )
 
     @property
     def outputs(self) -> int:
@@ -57,21 +56,28 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """A norm weight or bias: `values` int64 [n] of value `values * 2**exponent`."""
+    """`tensors.Vector` on a device."""
 
     values: Tensor
     exponent: int
+
+    @classmethod
+    def on(cls, device: str, stored: tensors.Vector) -> Vector:
+        """Copy a stored vector to a device; on a CPU it is shared."""
+        return cls(from_numpy(stored.values).to(device), stored.exponent)
+
+
+def from_numpy(array: NDArray[Any]) -> Tensor:
+    """A tensor that shares a contiguous array's memory."""
+    return cast("Tensor", cast(Any, torch).from_numpy(array))
 
 
 def product(x: Tensor, matrix: Matrix) -> Tensor:
     """Exact integer product: int64 [rows, inputs] (`|x| < 2**15`) → int64 [rows, outputs].
 
-    Few rows on a CPU go through the compiled kernel, which streams the int8 weights; many
-    rows, and other devices, multiply in float64, at most 2**22 weights at a time.
+    Multiplied in float64, where every partial sum is exact, at most 2**22 weights at a time.
     """
     rows = x.shape[0]
-    if x.device.type == "cpu" and rows <= KERNEL_ROWS:
-        return row_product(x, matrix.values, matrix.multipliers)
     wide = x.to(torch.float64)
     step = max(1, (1 << 22) // matrix.inputs)
     out = torch.empty(rows, matrix.outputs, dtype=torch.int64, device=x.device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unisono.numerics import compiled
 from unisono.numerics.fixed import align, reduce_rows, round_shift, square_root
 
 ROW_BITS = 30
@@ -14,9 +13,6 @@ SUM_BITS = 15
 """Magnitude bits of the copy that is squared and summed."""
 NORMAL_BITS = 24
 """Fraction bits of a normalized element before its weight."""
-WEIGHT_BITS = 20
-"""Magnitude bits of norm weights."""
-EPSILON_BITS = 24
 
 
 def rms_norm(
@@ -38,8 +34,6 @@ def rms_norm(
         int64 [..., n] below 2**53 with the constant exponent `weight_exponent - 24`.
     """
     out_exponent = torch.full_like(exponent, weight_exponent - NORMAL_BITS)
-    if compiled.usable(x):
-        return compiled.rms_norm(x, exponent, weight, epsilon), out_exponent
     n = x.shape[-1]
     row, row_exponent = reduce_rows(x, exponent, ROW_BITS)
     copy, copy_exponent = reduce_rows(row, row_exponent, SUM_BITS)

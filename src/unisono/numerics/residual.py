@@ -6,13 +6,11 @@ import torch
 from torch import Tensor
 
 from unisono.numerics.fixed import align
-from unisono.numerics.linear import GROUP, Matrix, linear
+from unisono.numerics.linear import Matrix, linear
+from unisono.numerics.tensors import GROUP, LOGIT_FRACTION, RESIDUAL_FRACTION
 
-RESIDUAL_FRACTION = 20
-"""Fraction bits of the residual stream."""
 RESIDUAL_BITS = 43
 """Magnitude bits at which it saturates: values up to 2**23 = 8,388,608."""
-LOGIT_FRACTION = 16
 LOGIT_BITS = 40
 
 

@@ -10,14 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unisono.numerics import compiled
 from unisono.numerics.fixed import reduce_rows, round_shift
 from unisono.numerics.tables import COS_BITS, table
+from unisono.numerics.tensors import FACTOR_BITS, TURN_BITS
 
-TURN_BITS = 42
-"""Fraction bits of a phase; frequencies are turns per position in this unit."""
-FACTOR_BITS = 16
-"""Fraction bits of the factor on cosine and sine (YaRN)."""
 HEAD_BITS = 15
 """Magnitude bits of rotated queries and keys."""
 INPUT_BITS = 24
@@ -61,8 +57,6 @@ def rotate(x: Tensor, exponent: Tensor, cosines: Tensor, sines: Tensor) -> tuple
     Returns:
         int64 [n, heads, head_size] of at most 15 magnitude bits, and exponents.
     """
-    if compiled.usable(x):
-        return compiled.rotate(x, exponent, cosines, sines)
     x, exponent = reduce_rows(x, exponent, INPUT_BITS)
     c, s = cosines.unsqueeze(1), sines.unsqueeze(1)
     half = x.shape[-1] // 2

@@ -16,9 +16,9 @@ from torch import Tensor
 from unisono.numerics.activation import LOG2_E
 from unisono.numerics.fixed import bit_length, round_shift
 from unisono.numerics.philox import philox
-from unisono.numerics.residual import LOGIT_FRACTION
 from unisono.numerics.softmax import MAX_DISTANCE, exp2_negative
 from unisono.numerics.tables import LOG_BITS, table
+from unisono.numerics.tensors import LOGIT_FRACTION
 from unisono.types import Q16, Sampling
 
 PROBABILITY_BITS = 28

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unisono.numerics import compiled
 from unisono.numerics.fixed import align, round_shift
 from unisono.numerics.tables import EXP_BITS, table
 
@@ -22,8 +21,6 @@ PROBABILITY_BITS = 28
 OUTPUT_BITS = 9
 HEAD_GUARD_BITS = 24
 _DIGIT = 14
-COMPILED_QUERIES = 4096
-"""Up to this many queries the compiled form wins over float64 matrix products."""
 
 
 def exp2_negative(distance: Tensor, bits: int) -> Tensor:
@@ -120,9 +117,6 @@ def attend_causal(
     n, device = queries[0].shape[0], queries[0].device
     last = torch.arange(start + 1 - first, start + n + 1 - first, device=device)
     begin = (last - window).clamp(min=0) if window else torch.zeros_like(last)
-    if compiled.usable(queries[0]) and n <= COMPILED_QUERIES:
-        out = compiled.attend(queries, keys, values, (begin, last), scale, table("exp2"))
-        return _join_heads(*out)
     seen = torch.arange(keys[0].shape[0], device=device)
     allowed = (seen >= begin[:, None]) & (seen < last[:, None])
     return attend(*queries, *keys, *values, allowed, scale)

@@ -19,7 +19,7 @@ from unisono.types import (
     SampledToken,
     SessionId,
     request_hash,
-    stop_rule,
+    is_complete,
 )
 from unisono.wire.claims import HopClaim, tokens_root
 from unisono.wire.frames import decode_frame, encode_frame
@@ -170,7 +170,7 @@ class Chain:
     @property
     def ended(self) -> bool:
         """Whether the answer is complete."""
-        return stop_rule(self._request, self._generated)
+        return is_complete(self._request, self._generated)
 
     async def finish(self, tokens: int) -> tuple[HopClaim, ...]:
         """One signed claim per hop for the first `tokens` tokens, checked.

@@ -19,7 +19,7 @@ from unisono.routing.chain import Chain, HopLost, HopRefused
 from unisono.routing.directory import Directory
 from unisono.routing.network import NodeStatus
 from unisono.routing.placement import best_chain
-from unisono.types import GenerationRequest, ModelId, NodeId, SampledToken, stop_rule
+from unisono.types import GenerationRequest, ModelId, NodeId, SampledToken, is_complete
 from unisono.wire.claims import HopClaim
 from unisono.wire.messages import NodeRecord
 from unisono.wire.transports.base import Transport
@@ -201,7 +201,7 @@ class RoutedAnswer:
         return self._stream()
 
     async def _stream(self) -> AsyncIterator[SampledToken]:
-        while not stop_rule(self._request, self._tokens):
+        while not is_complete(self._request, self._tokens):
             assert self._chain is not None, "the answer was cancelled"
             try:
                 token = await self._chain.next()

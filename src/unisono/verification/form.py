@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unisono.models.store import StoredModel
 from unisono.models.tokenizer import Tokenizer
-from unisono.types import request_hash, stop_rule
+from unisono.types import request_hash, is_complete
 from unisono.verification.receipt import Receipt
 from unisono.verification.verdict import Fault, fault_of
 from unisono.wire.claims import tokens_root
@@ -110,18 +110,18 @@ def _check_tokens(receipt: Receipt, model: StoredModel | None) -> Fault | None:
             f"{last.node[:16]}…) signed",
         )
     request, tokens = receipt.request, receipt.tokens
-    early = next((i for i in range(1, len(tokens)) if stop_rule(request, tokens[:i])), None)
+    early = next((i for i in range(1, len(tokens)) if is_complete(request, tokens[:i])), None)
     by_rule = "stop" if tokens[-1] in request.stop_tokens else "length"
     problem = ""
     if early is not None:
         problem = f"the answer goes on after it ended at token {early}"
-    elif stop_rule(request, tokens) and receipt.finish_reason != by_rule:
+    elif is_complete(request, tokens) and receipt.finish_reason != by_rule:
         # a stop string may end the answer with its very last token
         if not (receipt.finish_reason == "stop" and request.stop):
             problem = f"it says '{receipt.finish_reason}' where the tokens say '{by_rule}'"
-    elif not stop_rule(request, tokens) and receipt.finish_reason == "length":
+    elif not is_complete(request, tokens) and receipt.finish_reason == "length":
         problem = f"it says 'length' after {len(tokens)} of {request.max_tokens} tokens"
-    elif not stop_rule(request, tokens) and receipt.finish_reason == "stop" and model is not None:
+    elif not is_complete(request, tokens) and receipt.finish_reason == "stop" and model is not None:
         text = Tokenizer.from_files(model.tokenizer_files()).decode(list(tokens))
         if not any(s in text for s in request.stop):
             problem = "it says 'stop', but no stop token or stop string is in the answer"

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, cast
 
-import torch
+import numpy as np
 
 from unisono.errors import CorruptModel
-from unisono.models.decoder import Decoder, Segment
+from unisono.models.decoder import Decoder, Draw, Rows, Segment, make_decoder
 from unisono.models.loading import load_block
 from unisono.models.store import ModelStore, StoredModel
-from unisono.numerics.sampling import choose
 from unisono.verification.form import check_form
 from unisono.verification.receipt import Receipt
 from unisono.verification.verdict import Fault, Verdict, fault_of
@@ -25,6 +23,8 @@ from unisono.wire.rows import encode_rows
 
 _ROWS = 256
 """Rows of one step of the replay."""
+_DRAWS = 32
+"""Tokens that are drawn again at once."""
 
 Progress = Callable[[int, int], None]
 """Called with (hops replayed, hops in all)."""
@@ -70,12 +70,12 @@ def _replay(receipt: Receipt, model: StoredModel, progress: Progress | None) -> 
     if problem is not None:
         return Fault("malformed", f"malformed receipt: {problem}")
     incoming = [token_hash(t) for t in tokens]
-    rows: torch.Tensor | None = None
-    with torch.inference_mode():
-        for claim in receipt.hops:
-            decoder = Decoder(model.manifest.config, load_block(model, claim.layers))
+    rows: Rows | None = None
+    for claim in receipt.hops:
+        decoder = make_decoder(model.manifest.config, load_block(model, claim.layers))
+        try:
             rows = _forward(decoder, tokens if rows is None else rows)
-            _, encoded = encode_rows(cast(Any, rows).numpy())
+            _, encoded = encode_rows(rows)
             outgoing = [row_hash(row) for row in encoded]
             if claim.rows_in != rows_root(incoming):
                 return _wrong_input(receipt, claim)
@@ -86,19 +86,21 @@ def _replay(receipt: Receipt, model: StoredModel, progress: Progress | None) -> 
             incoming = outgoing
             if claim is receipt.hops[-1]:
                 return _check_sampling(receipt, claim, decoder, rows)
-            if progress is not None:
-                progress(claim.hop + 1, len(receipt.hops))
+        finally:
+            decoder.close()
+        if progress is not None:
+            progress(claim.hop + 1, len(receipt.hops))
     return None
 
 
-def _forward(decoder: Decoder, source: Sequence[int] | torch.Tensor) -> torch.Tensor:
+def _forward(decoder: Decoder, source: Sequence[int] | Rows) -> Rows:
     cache = decoder.new_cache(len(source))
-    out: list[torch.Tensor] = []
+    out: list[Rows] = []
     for start in range(0, len(source), _ROWS):
         part = source[start : start + _ROWS]
-        rows = part if isinstance(part, torch.Tensor) else decoder.embed(part)
+        rows = part if isinstance(part, np.ndarray) else decoder.embed(part)
         out.append(decoder.forward(rows, [Segment(cache, start, len(part))]))
-    return torch.cat(out)
+    return np.concatenate(out)
 
 
 def _wrong_input(receipt: Receipt, claim: HopClaim) -> Fault:
@@ -131,24 +133,25 @@ def _wrong_output(claim: HopClaim, expected: list[bytes]) -> Fault:
 
 
 def _check_sampling(
-    receipt: Receipt, claim: HopClaim, decoder: Decoder, rows: torch.Tensor
+    receipt: Receipt, claim: HopClaim, decoder: Decoder, rows: Rows
 ) -> Fault | None:
     request, answer = receipt.request, receipt.tokens
     first = len(request.prompt) - 1
-    for start in range(0, len(answer), 32):
-        stop = min(start + 32, len(answer))
-        logits = decoder.logits(rows[first + start : first + stop])
-        for i in range(start, stop):
-            position = first + 1 + i
-            token = choose(
-                logits[i - start], request.sampling, request.prompt, answer[:i], position
-            )
-            if token != answer[i]:
+    known = np.array([*request.prompt, *answer], dtype=np.int32)
+    for start in range(0, len(answer), _DRAWS):
+        stop = min(start + _DRAWS, len(answer))
+        draws = [
+            (first + i, first + 1 + i, Draw(request.sampling, known[: first + 1 + i], first + 1))
+            for i in range(start, stop)
+        ]
+        for i, choice in zip(range(start, stop), decoder.choose(rows, draws), strict=True):
+            if choice.token != answer[i]:
                 return fault_of(
                     claim,
                     "sampling",
                     f"hop {claim.hop} (layers {claim.layers}, node {claim.node}) gave token "
-                    f"{answer[i]} at position {position}, where its own rows give {token}",
-                    position,
+                    f"{answer[i]} at position {first + 1 + i}, where its own rows give "
+                    f"{choice.token}",
+                    first + 1 + i,
                 )
     return None

@@ -1,0 +1,196 @@
+// The C interface that unisono.native.library loads. Nothing throws across it: a failure leaves
+// its text in `unisono_error` and returns null or -1.
+#include <cstring>
+#include <string>
+
+#include "block.h"
+
+using namespace unisono;
+
+namespace {
+thread_local std::string failure;
+
+template <class Work>
+int guarded(const Work& work) {
+    try {
+        work();
+        return 0;
+    } catch (const std::exception& e) {
+        failure = e.what();
+        return -1;
+    }
+}
+}  // namespace
+
+extern "C" {
+
+// CPU features (as Linux names them) that this build's instructions need, separated by spaces.
+extern const char unisono_features[];
+const char unisono_features[] =
+    "base "
+#ifdef __AVX2__
+    "avx2 "
+#endif
+#ifdef __FMA__
+    "fma "
+#endif
+#ifdef __AVX512F__
+    "avx512f "
+#endif
+#ifdef __AVX512BW__
+    "avx512bw "
+#endif
+#ifdef __AVX512DQ__
+    "avx512dq "
+#endif
+#ifdef __AVX512VL__
+    "avx512vl "
+#endif
+#ifdef __AVX512VNNI__
+    "avx512_vnni "
+#endif
+#ifdef __AVX512VBMI__
+    "avx512vbmi "
+#endif
+#ifdef __AVX512FP16__
+    "avx512_fp16 "
+#endif
+#ifdef __AMX_INT8__
+    "amx_int8 "
+#endif
+    ;
+
+const char* unisono_error() { return failure.c_str(); }
+
+void unisono_set_tables(const i64* exp2, const i64* gate, const i64* cosine, const i64* log2) {
+    std::memcpy(tables.exp2, exp2, 1025 * sizeof(i64));
+    std::memcpy(tables.gate, gate, 4097 * sizeof(i64));
+    std::memcpy(tables.cosine, cosine, 4097 * sizeof(i64));
+    std::memcpy(tables.log2, log2, 4097 * sizeof(i64));
+}
+
+// Returns what computes products now: 0 portable, 1 AVX2, 2 VNNI, 3 tiles.
+int unisono_kernels() {
+#if defined(UNISONO_VNNI)
+    return tiles_enabled() ? 3 : 2;
+#elif defined(UNISONO_AVX2)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+void unisono_enable_tiles(int wanted) { enable_tiles(wanted != 0); }
+
+Block* unisono_block(const BlockConfig* config, const LayerConfig* layers, const i64* frequencies,
+                     const i64* local_frequencies) {
+    Block* made = nullptr;
+    guarded([&] { made = new Block(*config, layers, frequencies, local_frequencies); });
+    return made;
+}
+
+void unisono_free_block(Block* block) { delete block; }
+
+int unisono_set_matrix(Block* block, i64 layer, i64 slot, const i8* values, const u16* multipliers,
+                       i64 outputs, i64 inputs, i64 exponent) {
+    return guarded([&] {
+        block->set_matrix(static_cast<int>(layer), static_cast<int>(slot), values, multipliers,
+                          static_cast<int>(outputs), static_cast<int>(inputs), exponent);
+    });
+}
+
+int unisono_set_vector(Block* block, i64 layer, i64 slot, const i64* values, i64 n, i64 exponent) {
+    return guarded([&] {
+        block->set_vector(static_cast<int>(layer), static_cast<int>(slot), values,
+                          static_cast<int>(n), exponent);
+    });
+}
+
+void unisono_tie_head(Block* block) { block->tie_head(); }
+
+int unisono_make_pool(Block* block, i64 group, i64 layers, i64 pages) {
+    return guarded([&] {
+        block->make_pool(static_cast<int>(group), static_cast<int>(layers), pages);
+    });
+}
+
+// A page's bytes: to copy it, to swap it out and in.
+u8* unisono_page(Block* block, i64 group, i64 page) {
+    return block->pool(static_cast<int>(group)).page(page);
+}
+
+i64 unisono_page_bytes(Block* block, i64 group) {
+    return block->pool(static_cast<int>(group)).page_bytes();
+}
+
+void unisono_discard_page(Block* block, i64 group, i64 page) {
+    block->pool(static_cast<int>(group)).discard(page);
+}
+
+int unisono_embed(Block* block, const i64* ids, i64 n, i64* rows) {
+    return guarded([&] { block->embed(ids, static_cast<int>(n), rows); });
+}
+
+int unisono_forward(Block* block, i64* rows, i64 n, const Segment* segments, i64 count) {
+    return guarded([&] {
+        block->forward(rows, static_cast<int>(n), segments, static_cast<int>(count));
+    });
+}
+
+int unisono_logits(Block* block, const i64* rows, i64 n, i64* out) {
+    return guarded([&] { block->logits(rows, static_cast<int>(n), out); });
+}
+
+int unisono_draw(Block* block, const i64* rows, Draw* draws, i64 count) {
+    return guarded([&] { block->draw(rows, draws, static_cast<int>(count)); });
+}
+
+// Single operators, for tests and benchmarks.
+
+int unisono_product(const i64* x, i64 rows, const i8* values, const u16* multipliers, i64 outputs,
+                    i64 inputs, i64 threads, i64* out) {
+    return guarded([&] {
+        Pool pool(static_cast<int>(threads));
+        const Matrix matrix(values, multipliers, static_cast<int>(outputs),
+                            static_cast<int>(inputs), 0);
+        NarrowRows narrow;
+        narrow.resize(static_cast<int>(rows), static_cast<int>(inputs));
+        for (i64 m = 0; m < rows; m++) narrow.set(static_cast<int>(m), x + m * inputs);
+        const Target target = {&matrix, out};
+        multiply(pool, narrow, &target, 1);
+    });
+}
+
+void unisono_norm(const i64* x, i64 exponent, i64 n, const i64* weight, i64 mantissa,
+                  i64 epsilon_exponent, i64* out) {
+    rms_norm(x, exponent, static_cast<int>(n), Vector{weight, 0}, {mantissa, epsilon_exponent},
+             out);
+}
+
+i64 unisono_rotate(i64* x, i64 exponent, i64 size, const i64* cosines, const i64* sines) {
+    return rotate(x, exponent, static_cast<int>(size), cosines, sines);
+}
+
+void unisono_rotation(i64 position, const i64* frequencies, i64 factor, i64 half, i64* cosines,
+                      i64* sines) {
+    rotation(position, frequencies, factor, static_cast<int>(half), cosines, sines);
+}
+
+i64 unisono_gated(i64 gelu, i64* gate, i64 gate_exponent, i64* up, i64 up_exponent, i64 n,
+                  i64* out) {
+    return gated(gelu != 0, gate, gate_exponent, up, up_exponent, static_cast<int>(n), out);
+}
+
+i64 unisono_add_bias(i64* x, i64 exponent, i64 n, const i64* bias, i64 bias_exponent) {
+    return add_bias(x, exponent, static_cast<int>(n), Vector{bias, bias_exponent});
+}
+
+void unisono_add_residual(i64* residual, i64* x, i64 exponent, i64 n) {
+    add_residual(residual, x, exponent, static_cast<int>(n));
+}
+
+void unisono_choose(i64* logits, i64 vocabulary, Draw* draw) {
+    choose(logits, static_cast<int>(vocabulary), *draw);
+}
+
+}  // extern "C"

@@ -1,0 +1,458 @@
+#include "product.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace unisono {
+
+// --- memory -----------------------------------------------------------------------------------
+
+namespace {
+constexpr size_t HUGE_PAGE = size_t(2) << 20;
+
+size_t rounded(size_t bytes) {
+    const size_t unit = bytes >= HUGE_PAGE ? HUGE_PAGE : 64;
+    return (bytes + unit - 1) / unit * unit;
+}
+}  // namespace
+
+void* allocate(size_t bytes) {
+    const size_t size = greater<size_t>(rounded(bytes), 64);
+    void* p = std::aligned_alloc(bytes >= HUGE_PAGE ? HUGE_PAGE : 64, size);
+    if (!p) throw std::bad_alloc();
+#ifdef __linux__
+    if (bytes >= HUGE_PAGE) madvise(p, size, MADV_HUGEPAGE);
+#endif
+    std::memset(p, 0, size);
+    return p;
+}
+
+void Free::operator()(void* p) const { std::free(p); }
+
+Matrix::Matrix(const i8* rows, const u16* scales_in, int n, int k, i64 e)
+    : outputs(n), inputs(k), exponent(e),
+      values(make_buffer<i8>(size_t((n + BLOCK - 1) / BLOCK) * BLOCK * k)),
+      multipliers(make_buffer<u16>(size_t((n + BLOCK - 1) / BLOCK) * BLOCK * (k / GROUP))) {
+    const int groups = k / GROUP;
+    for (int b = 0; b < blocks(); b++) {
+        i32* to = reinterpret_cast<i32*>(values.get() + size_t(b) * k * BLOCK);
+        u16* scale_to = multipliers.get() + size_t(b) * groups * BLOCK;
+        const int count = lesser(BLOCK, n - b * BLOCK);
+        for (int j = 0; j < count; j++) {
+            const i8* from = rows + (size_t(b) * BLOCK + j) * k;
+            for (int q = 0; q < k / 4; q++) std::memcpy(&to[q * BLOCK + j], from + 4 * q, 4);
+            const u16* scale_from = scales_in + (size_t(b) * BLOCK + j) * groups;
+            for (int g = 0; g < groups; g++) scale_to[g * BLOCK + j] = scale_from[g];
+        }
+    }
+}
+
+// --- inputs -----------------------------------------------------------------------------------
+
+namespace {
+#ifdef UNISONO_AMX
+// From this many rows matrix tiles beat dot-product instructions (bench/kernels.py).
+constexpr int TILE_ROWS_FROM = 10;
+bool tiles_granted() {
+    constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
+    static const bool granted =
+        syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+    return granted;
+}
+#endif
+bool tiles_wanted = true;
+}  // namespace
+
+bool tiles_enabled() {
+#ifdef UNISONO_AMX
+    return tiles_wanted && tiles_granted();
+#else
+    return false;
+#endif
+}
+
+void enable_tiles(bool wanted) { tiles_wanted = wanted; }
+
+void NarrowRows::resize(int rows, int inputs) {
+    rows_ = rows;
+    inputs_ = inputs;
+    steps_ = (inputs + TILE_STEP - 1) / TILE_STEP;
+#ifdef UNISONO_AMX
+    tiled_ = tiles_enabled() && rows >= TILE_ROWS_FROM;
+#endif
+#ifdef UNISONO_VNNI
+    const size_t padded = size_t((rows + 15) / 16 * 16) * steps_ * TILE_STEP;
+    if (room_ < padded) {
+        room_ = padded;
+        high_ = make_buffer<u8>(padded);
+        low_ = make_buffer<u8>(padded);
+    }
+#else
+    if (x_.size() < size_t(rows) * inputs) x_.resize(size_t(rows) * inputs);
+#endif
+}
+
+void NarrowRows::set(int m, const i64* x) {
+#ifdef UNISONO_VNNI
+    const auto digits = [&](u8* high, u8* low, const i64* from, int count, i64 offset) {
+        for (int k = 0; k < count; k++) {
+            high[k] = static_cast<u8>((from[k] >> 8) + offset);
+            low[k] = static_cast<u8>(from[k]);
+        }
+    };
+    if (tiled_) {
+        // inputs past the last meet weights of zero there: what lies in them does not matter
+        for (int step = 0; step < steps_; step++) {
+            const size_t at = tile_at(m, step) + size_t(m % 16) * TILE_STEP;
+            const int from = step * TILE_STEP;
+            digits(high_.get() + at, low_.get() + at, x + from, lesser(TILE_STEP, inputs_ - from),
+                   0);
+        }
+    } else {
+        const size_t at = size_t(m) * inputs_;
+        digits(high_.get() + at, low_.get() + at, x, inputs_, 128);
+    }
+#else
+    i16* to = x_.data() + size_t(m) * inputs_;
+    for (int k = 0; k < inputs_; k++) to[k] = static_cast<i16>(x[k]);
+#endif
+}
+
+// --- kernels ----------------------------------------------------------------------------------
+
+namespace {
+
+#ifdef UNISONO_VNNI
+
+// A group's int32 sums times 16-bit multipliers, added up in int64: even lanes and odd lanes
+// apart, so that nothing is shuffled before the end.
+struct Totals {
+    __m512i even, odd;
+    void add(__m512i sums, __m512i scale_even, __m512i scale_odd) {
+        even = _mm512_add_epi64(even, _mm512_mul_epi32(sums, scale_even));
+        odd = _mm512_add_epi64(odd, _mm512_mul_epi32(_mm512_srli_epi64(sums, 32), scale_odd));
+    }
+    void store(i64* to) const {
+        const __m512i low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+        const __m512i high = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
+        _mm512_storeu_si512(to, _mm512_permutex2var_epi64(even, low, odd));
+        _mm512_storeu_si512(to + 8, _mm512_permutex2var_epi64(even, high, odd));
+    }
+};
+
+struct Scales {
+    __m512i even, odd;
+    explicit Scales(const u16* at)
+        : even(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)))),
+          odd(_mm512_srli_epi64(even, 32)) {}
+};
+
+inline __m512i spread(const u8* four) {
+    i32 word;
+    std::memcpy(&word, four, 4);
+    return _mm512_set1_epi32(word);
+}
+
+// R rows times one block. Both digits of x are unsigned here (u = x + 2^15 in base 256), so that
+// the signed weights come straight from memory; the weights' own sum takes the 2^15 off again.
+template <int R>
+void dot_block(const NarrowRows& x, int m, const i8* w, const u16* scales, i64* out, int stride) {
+    const int inputs = x.inputs(), groups = inputs / GROUP;
+    const u8 *high[R], *low[R];
+    Totals total[R];
+    for (int r = 0; r < R; r++) {
+        high[r] = x.high(m + r);
+        low[r] = x.low(m + r);
+        total[r] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    }
+    const __m512i ones = _mm512_set1_epi8(1);
+    for (int g = 0; g < groups; g++, w += GROUP * BLOCK, scales += BLOCK) {
+        __m512i v[8], plain = _mm512_setzero_si512();
+        for (int i = 0; i < 8; i++) {
+            v[i] = _mm512_loadu_si512(w + 64 * i);
+            plain = _mm512_dpbusd_epi32(plain, ones, v[i]);
+        }
+        const __m512i offset = _mm512_slli_epi32(plain, 15);
+        const Scales s(scales);
+        for (int r = 0; r < R; r++) {
+            __m512i a = _mm512_setzero_si512(), b = a;
+            for (int i = 0; i < 8; i++) {
+                a = _mm512_dpbusd_epi32(a, spread(high[r] + g * GROUP + 4 * i), v[i]);
+                b = _mm512_dpbusd_epi32(b, spread(low[r] + g * GROUP + 4 * i), v[i]);
+            }
+            const __m512i sums =
+                _mm512_sub_epi32(_mm512_add_epi32(_mm512_slli_epi32(a, 8), b), offset);
+            total[r].add(sums, s.even, s.odd);
+        }
+    }
+    for (int r = 0; r < R; r++) total[r].store(out + size_t(r) * stride);
+}
+
+void dot_rows(const NarrowRows& x, int m, int rows, const i8* w, const u16* scales, i64* out,
+              int stride) {
+    switch (rows) {
+        case 1: return dot_block<1>(x, m, w, scales, out, stride);
+        case 2: return dot_block<2>(x, m, w, scales, out, stride);
+        case 3: return dot_block<3>(x, m, w, scales, out, stride);
+        case 4: return dot_block<4>(x, m, w, scales, out, stride);
+        case 5: return dot_block<5>(x, m, w, scales, out, stride);
+        case 6: return dot_block<6>(x, m, w, scales, out, stride);
+        case 7: return dot_block<7>(x, m, w, scales, out, stride);
+        default: return dot_block<8>(x, m, w, scales, out, stride);
+    }
+}
+constexpr int DOT_ROWS = 8;
+
+#else
+
+#ifdef UNISONO_AVX2
+inline void group_sums(const i16* x, const i8* w, i32* sums) {
+    __m256i total[4];
+    for (auto& t : total) t = _mm256_setzero_si256();
+    for (int i = 0; i < 8; i++) {
+        i64 four;
+        std::memcpy(&four, x + 4 * i, 8);
+        const __m256i inputs = _mm256_set1_epi64x(four);
+        for (int j = 0; j < 4; j++) {
+            const __m128i narrow =
+                _mm_loadu_si128(reinterpret_cast<const __m128i*>(w + 64 * i + 16 * j));
+            const __m256i wide = _mm256_cvtepi8_epi16(narrow);
+            total[j] = _mm256_add_epi32(total[j], _mm256_madd_epi16(wide, inputs));
+        }
+    }
+    for (int j = 0; j < 2; j++) {  // neighbouring lanes belong to one output
+        const __m256i pairs = _mm256_hadd_epi32(total[2 * j], total[2 * j + 1]);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + 8 * j),
+                            _mm256_permute4x64_epi64(pairs, 0xD8));
+    }
+}
+#else
+inline void group_sums(const i16* x, const i8* w, i32* sums) {
+    for (int n = 0; n < BLOCK; n++) sums[n] = 0;
+    for (int i = 0; i < 8; i++) {
+        for (int n = 0; n < BLOCK; n++) {
+            const i8* v = w + 64 * i + 4 * n;
+            sums[n] += x[4 * i] * v[0] + x[4 * i + 1] * v[1] + x[4 * i + 2] * v[2] +
+                       x[4 * i + 3] * v[3];
+        }
+    }
+}
+#endif
+
+void dot_rows(const NarrowRows& x, int m, int rows, const i8* w, const u16* scales, i64* out,
+              int stride) {
+    const int groups = x.inputs() / GROUP;
+    for (int r = 0; r < rows; r++) {
+        const i16* row = x.row(m + r);
+        i64 total[BLOCK] = {};
+        for (int g = 0; g < groups; g++) {
+            i32 sums[BLOCK];
+            group_sums(row + g * GROUP, w + size_t(g) * GROUP * BLOCK, sums);
+            for (int n = 0; n < BLOCK; n++) total[n] += i64(sums[n]) * scales[g * BLOCK + n];
+        }
+        std::memcpy(out + size_t(r) * stride, total, sizeof total);
+    }
+}
+constexpr int DOT_ROWS = 8;
+
+#endif
+
+#ifdef UNISONO_AMX
+
+// Tiles hold whole sums over the inputs: a weight times its multiplier, at most 2^23, is cut into
+// a signed and two unsigned bytes, an input into a signed and an unsigned one. Multiplying group
+// by group instead would store the sums of each: the stores then take most of the time.
+constexpr int SUMMED = 16384 / TILE_STEP;  // steps that int32 sums hold: 2^17 each input at most
+
+struct Planes {
+    Buffer<u8> bytes;
+    size_t plane = 0;
+    int steps = 0;
+
+    const u8* at(int digit, int step) const {
+        return bytes.get() + digit * plane + size_t(step) * TILE_STEP * BLOCK;
+    }
+    void expand(const i8* w, const u16* scales, int inputs);
+};
+
+void Planes::expand(const i8* w, const u16* scales, int inputs) {
+    steps = (inputs + TILE_STEP - 1) / TILE_STEP;
+    const size_t needed = size_t(steps) * TILE_STEP * BLOCK;
+    if (needed != plane) {
+        plane = needed;
+        bytes = make_buffer<u8>(3 * plane);
+    }
+    const size_t filled = size_t(inputs) * BLOCK;  // weights past the last input are zero
+    for (int digit = 0; digit < 3; digit++) {
+        std::memset(bytes.get() + digit * plane + filled, 0, plane - filled);
+    }
+    u8* to = bytes.get();
+    const __m512i even = _mm512_set1_epi16(0x00FF);
+    for (int g = 0; g < inputs / GROUP; g++, scales += BLOCK) {
+        const __m512i wide =
+            _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales)));
+        const __m512i scale = _mm512_or_si512(wide, _mm512_slli_epi32(wide, 16));
+        // a signed multiplication takes an unsigned multiplier for 2^16 less from its top bit on
+        const __mmask32 large = _mm512_movepi16_mask(scale);
+        for (int i = 0; i < GROUP / 4; i++, w += 64, to += 64) {
+            const __m512i v = _mm512_loadu_si512(w);
+            const __m512i v0 = _mm512_srai_epi16(_mm512_slli_epi16(v, 8), 8);
+            const __m512i v1 = _mm512_srai_epi16(v, 8);
+            const __m512i low0 = _mm512_mullo_epi16(v0, scale);
+            const __m512i low1 = _mm512_mullo_epi16(v1, scale);
+            const __m512i half0 = _mm512_mulhi_epi16(v0, scale);
+            const __m512i half1 = _mm512_mulhi_epi16(v1, scale);
+            const __m512i high0 = _mm512_mask_add_epi16(half0, large, half0, v0);
+            const __m512i high1 = _mm512_mask_add_epi16(half1, large, half1, v1);
+            // 0xCA: where the mask has ones the second operand, else the third
+            _mm512_storeu_si512(to, _mm512_ternarylogic_epi32(
+                even, low0, _mm512_slli_epi16(low1, 8), 0xCA));
+            _mm512_storeu_si512(to + plane, _mm512_ternarylogic_epi32(
+                even, _mm512_srli_epi16(low0, 8), low1, 0xCA));
+            _mm512_storeu_si512(to + 2 * plane, _mm512_ternarylogic_epi32(
+                even, high0, _mm512_slli_epi16(high1, 8), 0xCA));
+        }
+    }
+}
+
+// Up to 16 rows times one block. Tiles 0..3: sums by power of 256; 4 and 5: x; 6 and 7: weights.
+void tile_block(const NarrowRows& x, int m, int rows, const Planes& w, i64* out, size_t stride) {
+    alignas(64) i32 sums[4][16 * BLOCK];
+    for (int start = 0; start < w.steps; start += SUMMED) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        const int stop = lesser(w.steps, start + SUMMED);
+        for (int step = start; step < stop; step++) {
+            _tile_loadd(4, x.high_tile(m, step), TILE_STEP);
+            _tile_loadd(5, x.low_tile(m, step), TILE_STEP);
+            _tile_loadd(6, w.at(2, step), 64);
+            _tile_dpbssd(3, 4, 6);
+            _tile_dpbusd(2, 5, 6);
+            _tile_loadd(7, w.at(1, step), 64);
+            _tile_dpbsud(2, 4, 7);
+            _tile_dpbuud(1, 5, 7);
+            _tile_loadd(6, w.at(0, step), 64);
+            _tile_dpbsud(1, 4, 6);
+            _tile_dpbuud(0, 5, 6);
+        }
+        _tile_stored(0, sums[0], 64);
+        _tile_stored(1, sums[1], 64);
+        _tile_stored(2, sums[2], 64);
+        _tile_stored(3, sums[3], 64);
+        for (int r = 0; r < rows; r++) {
+            for (int half = 0; half < BLOCK; half += 8) {
+                const auto power = [&](int i) {
+                    return _mm512_cvtepi32_epi64(_mm256_load_si256(
+                        reinterpret_cast<const __m256i*>(&sums[i][r * BLOCK + half])));
+                };
+                __m512i total = _mm512_add_epi64(
+                    _mm512_add_epi64(power(0), _mm512_slli_epi64(power(1), 8)),
+                    _mm512_add_epi64(_mm512_slli_epi64(power(2), 16),
+                                     _mm512_slli_epi64(power(3), 24)));
+                i64* to = out + r * stride + half;
+                if (start) total = _mm512_add_epi64(total, _mm512_loadu_si512(to));
+                _mm512_storeu_si512(to, total);
+            }
+        }
+    }
+}
+
+template <class Give>
+void tile_range(const NarrowRows& x, const Matrix& w, int from, int to, const Give& give) {
+    alignas(64) i64 block[16 * BLOCK];
+    thread_local Planes planes;
+    TileConfig config;
+    const int tile_rows = lesser(16, x.rows());
+    for (int tile = 0; tile < 6; tile++) config.set(tile, tile_rows, 64);
+    for (int tile = 6; tile < 8; tile++) config.set(tile, 16, 64);
+    config.load();
+    for (int b = from; b < to; b++) {
+        planes.expand(w.block(b), w.scales(b), w.inputs);
+        for (int m = 0; m < x.rows(); m += 16) {
+            const int rows = lesser(16, x.rows() - m);  // what a last tile reads beyond is unused
+            tile_block(x, m, rows, planes, block, BLOCK);
+            give(m, rows, b * BLOCK, lesser(BLOCK, w.outputs - b * BLOCK), block, BLOCK);
+        }
+    }
+    _tile_release();
+}
+
+#endif
+
+template <class Give>
+void product_range(const NarrowRows& x, const Matrix& w, int from, int to, const Give& give) {
+#ifdef UNISONO_AMX
+    if (x.tiled()) return tile_range(x, w, from, to, give);
+#endif
+    alignas(64) i64 block[DOT_ROWS * BLOCK];
+    for (int b = from; b < to; b++) {
+        for (int m = 0; m < x.rows(); m += DOT_ROWS) {
+            const int rows = lesser(DOT_ROWS, x.rows() - m);
+            dot_rows(x, m, rows, w.block(b), w.scales(b), block, BLOCK);
+            give(m, rows, b * BLOCK, lesser(BLOCK, w.outputs - b * BLOCK), block, BLOCK);
+        }
+    }
+}
+
+// Tasks of about equal work: enough of them that a thread which the machine took away for a
+// while does not hold up the others.
+constexpr int TASKS_PER_THREAD = 4;
+
+struct Share {
+    int count, size;
+    Share(int blocks, int threads) {
+        size = greater(1, (blocks + threads * TASKS_PER_THREAD - 1) / (threads * TASKS_PER_THREAD));
+        count = (blocks + size - 1) / size;
+    }
+};
+
+}  // namespace
+
+void multiply(Pool& pool, const NarrowRows& x, const Target* targets, int count) {
+    int blocks = 0;
+    for (int i = 0; i < count; i++) blocks += targets[i].matrix->blocks();
+    const Share share(blocks, pool.size());
+    pool.run(share.count, [&](int task, int) {
+        int from = task * share.size, left = lesser(share.size, blocks - from);
+        for (int i = 0; i < count && left > 0; i++) {
+            const Matrix& w = *targets[i].matrix;
+            if (from >= w.blocks()) {
+                from -= w.blocks();
+                continue;
+            }
+            const int stop = lesser(w.blocks(), from + left);
+            i64* out = targets[i].out;
+            product_range(x, w, from, stop, [&](int m, int rows, int n, int outputs,
+                                                const i64* block, int stride) {
+                for (int r = 0; r < rows; r++) {
+                    std::memcpy(out + size_t(m + r) * w.outputs + n, block + size_t(r) * stride,
+                                outputs * sizeof(i64));
+                }
+            });
+            left -= stop - from;
+            from = 0;
+        }
+    });
+}
+
+void multiply(Pool& pool, const NarrowRows& x, const Matrix& w, const Sink& sink) {
+    const Share share(w.blocks(), pool.size());
+    pool.run(share.count, [&](int task, int thread) {
+        const int from = task * share.size, to = lesser(w.blocks(), from + share.size);
+        product_range(x, w, from, to, [&](int m, int rows, int n, int outputs, const i64* block,
+                                          int stride) {
+            sink(m, rows, n, outputs, block, stride, thread);
+        });
+    });
+}
+
+}  // namespace unisono

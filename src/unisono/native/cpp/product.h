@@ -1,0 +1,96 @@
+// Products of integer rows with grouped int8 weights (unisono.numerics.linear), exact.
+#pragma once
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "fixed.h"
+#include "simd.h"
+#include "threads.h"
+
+namespace unisono {
+
+constexpr int GROUP = 32;   // inputs that share a multiplier
+constexpr int BLOCK = 16;   // outputs that lie together: one vector of 32-bit lanes
+constexpr int TILE_STEP = 64;  // inputs of one product of matrix tiles
+
+struct Free {
+    size_t bytes = 0;
+    void operator()(void* p) const;
+};
+template <class T>
+using Buffer = std::unique_ptr<T[], Free>;
+
+// Zeroed memory aligned to a cache line, on huge pages where it is large.
+void* allocate(size_t bytes);
+template <class T>
+Buffer<T> make_buffer(size_t count) {
+    return Buffer<T>(static_cast<T*>(allocate(count * sizeof(T))), Free{count * sizeof(T)});
+}
+
+// Weights [outputs, inputs] as [outputs / 16][inputs / 4][16][4] int8: four inputs of one output
+// are the 32-bit lane of a dot-product instruction, and the rows of a matrix tile.
+struct Matrix {
+    int outputs = 0, inputs = 0;
+    i64 exponent = 0;
+    Buffer<i8> values;
+    Buffer<u16> multipliers;  // [outputs / 16][inputs / 32][16]
+
+    Matrix() = default;
+    Matrix(const i8* rows, const u16* scales, int outputs, int inputs, i64 exponent);
+    int blocks() const { return (outputs + BLOCK - 1) / BLOCK; }
+    const i8* block(int b) const { return values.get() + size_t(b) * inputs * BLOCK; }
+    const u16* scales(int b) const {
+        return multipliers.get() + size_t(b) * (inputs / GROUP) * BLOCK;
+    }
+    i64 value(int output, int input) const {
+        return block(output / BLOCK)[(input / 4) * 64 + (output % BLOCK) * 4 + input % 4];
+    }
+    i64 multiplier(int output, int input) const {
+        return scales(output / BLOCK)[(input / GROUP) * BLOCK + output % BLOCK];
+    }
+};
+
+// Rows of at most 15 magnitude bits in the forms that the kernels read.
+class NarrowRows {
+  public:
+    void resize(int rows, int inputs);
+    // Row m becomes `x` (15 bits); any thread, once per row.
+    void set(int m, const i64* x);
+    int rows() const { return rows_; }
+    int inputs() const { return inputs_; }
+    const i16* row(int m) const { return x_.data() + size_t(m) * inputs_; }
+    const u8* high(int m) const { return high_.get() + size_t(m) * inputs_; }
+    const u8* low(int m) const { return low_.get() + size_t(m) * inputs_; }
+    bool tiled() const { return tiled_; }
+    // Sixteen rows from m on, TILE_STEP inputs from step * TILE_STEP on: [16][TILE_STEP].
+    const u8* high_tile(int m, int step) const { return high_.get() + tile_at(m, step); }
+    const u8* low_tile(int m, int step) const { return low_.get() + tile_at(m, step); }
+
+  private:
+    size_t tile_at(int m, int step) const {
+        return (size_t(m / 16) * steps_ + step) * 16 * TILE_STEP;
+    }
+
+    int rows_ = 0, inputs_ = 0, steps_ = 0;
+    bool tiled_ = false;
+    size_t room_ = 0;
+    std::vector<i16> x_;
+    Buffer<u8> high_, low_;  // x = 256 high + low; high is signed for tiles, else plus 128
+};
+
+// Where a block of results goes: rows m.., outputs n.., int64 [rows][stride].
+using Sink = std::function<void(int m, int rows, int n, int outputs, const i64* block, int stride,
+                                int thread)>;
+
+struct Target {
+    const Matrix* matrix;
+    i64* out;  // [rows][matrix->outputs]
+};
+
+// out = x @ matrix.T for several matrices of the same input, in one parallel region.
+void multiply(Pool& pool, const NarrowRows& x, const Target* targets, int count);
+// The same for one matrix, blocks handed to a sink instead of stored.
+void multiply(Pool& pool, const NarrowRows& x, const Matrix& matrix, const Sink& sink);
+
+}  // namespace unisono
