@@ -155,7 +155,8 @@ int unisono_product(const i64* x, i64 rows, const i8* values, const u16* multipl
                             static_cast<int>(inputs), 0);
         NarrowRows narrow;
         narrow.resize(static_cast<int>(rows), static_cast<int>(inputs));
-        for (i64 m = 0; m < rows; m++) narrow.set(static_cast<int>(m), x + m * inputs);
+        const Reduction unchanged(15, 0);
+        for (i64 m = 0; m < rows; m++) narrow.set(static_cast<int>(m), x + m * inputs, unchanged);
         const Target target = {&matrix, out};
         multiply(pool, narrow, &target, 1);
     });
@@ -176,16 +177,17 @@ void unisono_rotation(i64 position, const i64* frequencies, i64 factor, i64 half
     rotation(position, frequencies, factor, static_cast<int>(half), cosines, sines);
 }
 
-i64 unisono_gated(i64 gelu, i64* gate, i64 gate_exponent, i64* up, i64 up_exponent, i64 n,
+i64 unisono_gated(i64 gelu, const i64* gate, i64 gate_exponent, const i64* up, i64 up_exponent, i64 n,
                   i64* out) {
-    return gated(gelu != 0, gate, gate_exponent, up, up_exponent, static_cast<int>(n), out);
+    return gated(gelu != 0, gate, gate_exponent, up, up_exponent, static_cast<int>(n), out)
+        .exponent;
 }
 
 i64 unisono_add_bias(i64* x, i64 exponent, i64 n, const i64* bias, i64 bias_exponent) {
     return add_bias(x, exponent, static_cast<int>(n), Vector{bias, bias_exponent});
 }
 
-void unisono_add_residual(i64* residual, i64* x, i64 exponent, i64 n) {
+void unisono_add_residual(i64* residual, const i64* x, i64 exponent, i64 n) {
     add_residual(residual, x, exponent, static_cast<int>(n));
 }
 

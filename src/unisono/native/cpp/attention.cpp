@@ -13,6 +13,7 @@ void AttentionScratch::reserve(i64 span) {
     digits.resize(4 * TILE * span);
     key_exponent.resize(span);
     value_exponent.resize(span);
+    weights.resize(span / PAGE * LANES);
 }
 
 namespace {
@@ -26,11 +27,6 @@ inline Lanes64 widened(const i32* at) {
     Lanes32 v;
     std::memcpy(&v, at, sizeof v);
     return __builtin_convertvector(v, Lanes64);
-}
-
-inline void store_bytes(u8* at, Lanes64 v) {
-    const Lanes8 bytes = __builtin_convertvector(v, Lanes8);
-    std::memcpy(at, &bytes, sizeof bytes);
 }
 
 // Exact products of up to 16 rows with 16 keys, from their digits.
@@ -81,19 +77,25 @@ void configure_values(int rows) {
 }
 
 // One page: rows' weight digits [4][TILE][span] times 16 elements of the values.
-inline void weigh_tiled(const u8* digits, i64 span, const u8* value_high, const u8* value_low) {
+// `weights` has the bits that any weight of the page has: few pages weigh much.
+inline void weigh_tiled(i64 weights, const u8* digits, i64 span, const u8* value_high,
+                        const u8* value_low) {
+    if (!weights) return;
     const i64 plane = TILE * span;
     _tile_loadd(6, value_high, 64);
     _tile_loadd(7, value_low, 64);
     _tile_loadd(5, digits, span);
     _tile_dpbuud(0, 5, 7);
     _tile_dpbusd(1, 5, 6);
+    if (!(weights >> 8)) return;
     _tile_loadd(5, digits + plane, span);
     _tile_dpbuud(1, 5, 7);
     _tile_dpbusd(2, 5, 6);
+    if (!(weights >> 16)) return;
     _tile_loadd(5, digits + 2 * plane, span);
     _tile_dpbuud(2, 5, 7);
     _tile_dpbusd(3, 5, 6);
+    if (!(weights >> 24)) return;
     _tile_loadd(5, digits + 3 * plane, span);
     _tile_dpbuud(3, 5, 7);
     _tile_dpbusd(4, 5, 6);
@@ -257,6 +259,7 @@ void attend(const AttentionTile& t, AttentionScratch& scratch, i64* out, i64* hi
 
     const Lanes64 lane = {0, 1, 2, 3, 4, 5, 6, 7};
     i64 divisor[TILE];
+    std::memset(scratch.weights.data(), 0, pages * LANES * sizeof(i64));
     for (int r = 0; r < t.rows; r++) {
         // what this row sees, in whole vectors; lanes outside take no part
         const i64 from = t.first[r] - base, to = t.last[r] + 1 - base;
@@ -292,6 +295,8 @@ void attend(const AttentionTile& t, AttentionScratch& scratch, i64* out, i64* hi
             const Lanes64 shift = lesser(all(high) - load(exponent + j), all(MAX_SHIFT));
             const Lanes64 w = round_shift(p, seen ? shift : all(0));
             for (int i = 0; i < 4; i++) store_bytes(digit[i] + j, w >> (8 * i));
+            store(scratch.weights.data() + j / PAGE * LANES,
+                  load(scratch.weights.data() + j / PAGE * LANES) | w);
         }
         i64 total = 0;
         for (int i = 0; i < LANES; i++) total += totals[i];
@@ -299,6 +304,12 @@ void attend(const AttentionTile& t, AttentionScratch& scratch, i64* out, i64* hi
         highest[r] = high;
     }
 
+    for (i64 p = 0; p < pages; p++) {
+        const i64* lanes = scratch.weights.data() + p * LANES;
+        i64 joined = 0;
+        for (int i = 0; i < LANES; i++) joined |= lanes[i];
+        scratch.weights[p] = joined;  // at or before what was read
+    }
 #ifdef UNISONO_AMX
     if (tiles) configure_values(t.rows);
 #endif
@@ -314,7 +325,7 @@ void attend(const AttentionTile& t, AttentionScratch& scratch, i64* out, i64* hi
                 _tile_zero(3);
                 _tile_zero(4);
                 for (i64 p = from; p < to; p++) {
-                    weigh_tiled(scratch.digits.data() + p * PAGE, span,
+                    weigh_tiled(scratch.weights[p], scratch.digits.data() + p * PAGE, span,
                                 heads[p].value_high + i64(element) * PAGE,
                                 heads[p].value_low + i64(element) * PAGE);
                 }

@@ -119,20 +119,21 @@ void Block::forward(i64* rows, int n, const Segment* segments, int count) {
 }
 
 // Row m of the next product: reduced to 15 bits.
-void Block::narrow(int m, i64* x, i64 exponent, int n) {
-    exponent_[m] = exponent + reduce_row(x, n, 15, x);
-    narrow_.set(m, x);
+void Block::narrow(int m, const i64* x, i64 exponent, const Extent& extent) {
+    const Reduction reduced(15, extent.shift(15));
+    exponent_[m] = exponent + reduced.shift;
+    narrow_.set(m, x, reduced);
 }
 
 // The end of attention and MLP: bias, norm, and the sum with the residual row.
-void Block::finish(Layer& layer, int norm, int bias, const Matrix& matrix, i64* x, int m, i64* row) {
+Extent Block::finish(Layer& layer, int norm, int bias, const Matrix& matrix, i64* x, int m, i64* row) {
     const int hidden = static_cast<int>(config_.hidden);
     i64 exponent = add_bias(x, exponent_[m] + matrix.exponent, hidden, layer.vector[bias]);
     if (const Vector weight = layer.vector[norm]) {
         rms_norm(x, exponent, hidden, weight, epsilon_, x);
         exponent = weight.exponent - 24;
     }
-    add_residual(row, x, exponent, hidden);
+    return add_residual(row, x, exponent, hidden);
 }
 
 void Block::attention(Layer& layer, i64* rows, int n) {
@@ -141,9 +142,9 @@ void Block::attention(Layer& layer, i64* rows, int n) {
     narrow_.resize(n, hidden);
     each_row(n, [&](int m, Scratch& s) {
         const Vector weight = layer.vector[ATTENTION_NORM];
-        rms_norm(rows + i64(m) * hidden, RESIDUAL_EXPONENT, hidden, weight, epsilon_,
-                 s.row.data());
-        narrow(m, s.row.data(), weight.exponent - 24, hidden);
+        const Extent extent = rms_norm(rows + i64(m) * hidden, RESIDUAL_EXPONENT, hidden, weight,
+                                       epsilon_, s.row.data());
+        narrow(m, s.row.data(), weight.exponent - 24, extent);
     });
     const Target targets[] = {{&layer.matrix[QUERY], query_.data()},
                               {&layer.matrix[KEY], key_.data()},
@@ -154,10 +155,10 @@ void Block::attention(Layer& layer, i64* rows, int n) {
     narrow_.resize(n, width);
     each_row(n, [&](int m, Scratch&) {
         i64* x = query_.data() + i64(m) * width;
-        const i64 exponent = join_heads(x, &highest_[i64(m) * config_.heads],
-                                        static_cast<int>(config_.heads),
-                                        static_cast<int>(config_.head_size));
-        narrow(m, x, exponent, width);
+        const Scaled joined = join_heads(x, &highest_[i64(m) * config_.heads],
+                                         static_cast<int>(config_.heads),
+                                         static_cast<int>(config_.head_size));
+        narrow(m, x, joined.exponent, joined.extent);
     });
     const Target output = {&layer.matrix[OUTPUT], wide_.data()};
     multiply(threads_, narrow_, &output, 1);
@@ -167,8 +168,9 @@ void Block::attention(Layer& layer, i64* rows, int n) {
         finish(layer, POST_ATTENTION_NORM, OUTPUT_BIAS, layer.matrix[OUTPUT],
                wide_.data() + i64(m) * hidden, m, row);
         const Vector weight = layer.vector[MLP_NORM];
-        rms_norm(row, RESIDUAL_EXPONENT, hidden, weight, epsilon_, s.row.data());
-        narrow(m, s.row.data(), weight.exponent - 24, hidden);
+        const Extent extent =
+            rms_norm(row, RESIDUAL_EXPONENT, hidden, weight, epsilon_, s.row.data());
+        narrow(m, s.row.data(), weight.exponent - 24, extent);
     });
 }
 
@@ -289,9 +291,9 @@ void Block::mlp(Layer& layer, i64* rows, int n) {
                                            layer.vector[GATE_BIAS]);
         const i64 up_exponent = add_bias(up, exponent_[m] + layer.matrix[UP].exponent, width,
                                          layer.vector[UP_BIAS]);
-        const i64 exponent = gated(config_.gelu, gate, gate_exponent, up, up_exponent, width,
-                                   s.row.data());
-        narrow(m, s.row.data(), exponent, width);
+        const Scaled product = gated(config_.gelu, gate, gate_exponent, up, up_exponent, width,
+                                     s.row.data());
+        narrow(m, s.row.data(), product.exponent, product.extent);
     });
     const Target down = {&layer.matrix[DOWN], wide_.data()};
     multiply(threads_, narrow_, &down, 1);
@@ -307,9 +309,9 @@ void Block::head_input(const i64* rows, const i64* which, int n) {
     if (static_cast<int>(exponent_.size()) < n) exponent_.resize(n);
     narrow_.resize(n, hidden);
     each_row(n, [&](int m, Scratch& s) {
-        rms_norm(rows + which[m] * hidden, RESIDUAL_EXPONENT, hidden, final_norm_, epsilon_,
-                 s.row.data());
-        narrow(m, s.row.data(), final_norm_.exponent - 24, hidden);
+        const Extent extent = rms_norm(rows + which[m] * hidden, RESIDUAL_EXPONENT, hidden,
+                                       final_norm_, epsilon_, s.row.data());
+        narrow(m, s.row.data(), final_norm_.exponent - 24, extent);
     });
 }
 
@@ -319,11 +321,13 @@ void Block::logits(const i64* rows, int n, i64* out) {
     head_input(rows, which.data(), n);
     const i64 vocabulary = head_->outputs;
     multiply(threads_, narrow_, *head_, [&](int m, int count, int first, int outputs,
-                                            const i64* block, int stride, int) {
+                                            const i64* block, int) {
         for (int r = 0; r < count; r++) {
             const i64 right = -(exponent_[m + r] + head_->exponent + 16);
             alignas(64) i64 scores[BLOCK];
-            align_row(block + i64(r) * stride, right, 40, BLOCK, scores);
+            with_align(right, 40, [&](const auto& aligned) {
+                each(BLOCK, [&](int i) { store(scores + i, aligned(load(block + r * BLOCK + i))); });
+            });
             std::memcpy(out + (m + r) * vocabulary + first, scores, outputs * sizeof(i64));
         }
     });
@@ -346,12 +350,14 @@ void Block::draw(const i64* rows, Draw* draws, int count) {
         head_input(rows, which.data(), n);
         std::vector<Best> best(size_t(n) * threads_.size(), Best{0, -1});
         multiply(threads_, narrow_, *head_, [&](int m, int rows_here, int first, int outputs,
-                                                const i64* block, int stride, int thread) {
+                                                const i64* block, int thread) {
             for (int r = 0; r < rows_here; r++) {
                 const i64 right = -(exponent_[m + r] + head_->exponent + 16);
-                const i64* x = block + i64(r) * stride;
+                const i64* x = block + r * BLOCK;
                 alignas(64) i64 scores[BLOCK];
-                align_row(x, right, 40, BLOCK, scores);
+                with_align(right, 40, [&](const auto& aligned) {
+                    each(BLOCK, [&](int i) { store(scores + i, aligned(load(x + i))); });
+                });
                 if (slot[m + r] >= 0) {
                     std::memcpy(&logits_[slot[m + r] * vocabulary + first], scores,
                                 outputs * sizeof(i64));

@@ -85,8 +85,8 @@ class Block {
     void heads_of_row(Layer& layer, int m);
     void attend_all(Layer& layer);
     void mlp(Layer& layer, i64* rows, int n);
-    void narrow(int m, i64* x, i64 exponent, int n);
-    void finish(Layer& layer, int norm, int bias, const Matrix& matrix, i64* x, int m, i64* row);
+    void narrow(int m, const i64* x, i64 exponent, const Extent& extent);
+    Extent finish(Layer& layer, int norm, int bias, const Matrix& matrix, i64* x, int m, i64* row);
     void head_input(const i64* rows, const i64* which, int n);
     void resize(int n);
 

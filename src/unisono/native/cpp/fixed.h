@@ -40,6 +40,12 @@ inline Lanes64 load(const i64* at) {
 }
 inline void store(i64* at, Lanes64 v) { std::memcpy(at, &v, sizeof v); }
 
+// The lowest byte of each lane.
+inline void store_bytes(u8* at, Lanes64 v) {
+    const Lanes8 bytes = __builtin_convertvector(v, Lanes8);
+    std::memcpy(at, &bytes, sizeof bytes);
+}
+
 // Whether any lane of a comparison holds.
 inline bool any(Lanes64 mask) {
 #ifdef __AVX512F__
@@ -75,44 +81,71 @@ inline T align(T x, T right, int bits) {
     return y > bound ? limit : (y < -bound ? -limit : shifted);
 }
 
-// `align` by one shift for a whole row: out = align(x).
-inline void align_row(const i64* x, i64 right, int bits, int n, i64* out) {
-    const Lanes64 limit = all((i64(1) << bits) - 1);
+// `align` of whole rows by one shift: work(align) is called with a function of a vector.
+template <class Work>
+inline void with_align(i64 right, int bits, const Work& work) {
     if (right >= 0) {
+        const Lanes64 limit = all((i64(1) << bits) - 1);
         const Lanes64 shift = all(lesser<i64>(right, MAX_SHIFT));
-        each(n, [&](int i) { store(out + i, clamped(round_shift(load(x + i), shift), limit)); });
+        work([=](Lanes64 v) { return clamped(round_shift(v, shift), limit); });
     } else {
-        each(n, [&](int i) { store(out + i, align(load(x + i), all(right), bits)); });
+        work([=](Lanes64 v) { return align(v, all(right), bits); });
     }
 }
 
+
 inline int bit_length(i64 x) { return x ? 64 - __builtin_clzll(static_cast<uint64_t>(x)) : 0; }
 
-inline i64 largest(const i64* x, int n) {
-    Lanes64 top = {};
-    each(n, [&](int i) {
-        const Lanes64 v = load(x + i);
-        top = greater(top, greater(v, -v));
-    });
-    i64 out = 0;
-    for (int i = 0; i < LANES; i++) out = greater<i64>(out, top[i]);
+// The range of a row's elements, kept up while a loop writes or reads them: the next operator
+// then knows its shift without another pass.
+struct Extent {
+    Lanes64 high = {}, low = {};
+
+    void add(Lanes64 v) {
+        high = greater(high, v);
+        low = lesser(low, v);
+    }
+    i64 top() const {
+        i64 out = high[0];
+        for (int i = 1; i < LANES; i++) out = greater<i64>(out, high[i]);
+        return out;
+    }
+    i64 bottom() const {
+        i64 out = low[0];
+        for (int i = 1; i < LANES; i++) out = lesser<i64>(out, low[i]);
+        return out;
+    }
+    // The shift that brings the row to `bits` magnitude bits.
+    int shift(int bits) const {
+        return greater(bit_length(greater(top(), -bottom())) - bits, 0);
+    }
+};
+
+inline Extent extent_of(const i64* x, int n) {
+    Extent out;
+    each(n, [&](int i) { out.add(load(x + i)); });
     return out;
 }
 
-// The shift that brings a row to `bits` magnitude bits.
-inline int row_shift(const i64* x, int n, int bits) {
-    return greater(bit_length(largest(x, n)) - bits, 0);
-}
+// A vector of a row on its way to `bits` magnitude bits.
+struct Reduction {
+    Lanes64 limit, half;
+    i64 shift;
+
+    Reduction(int bits, int by)
+        : limit(all((i64(1) << bits) - 1)), half(all((i64(1) << by) >> 1)), shift(by) {}
+    Lanes64 operator()(Lanes64 v) const { return clamped((v + half) >> shift, limit); }
+};
 
 // Reduce a row in place or into another; returns the shift.
 inline int reduce_row(const i64* x, int n, int bits, i64* out) {
-    const int shift = row_shift(x, n, bits);
+    const int shift = extent_of(x, n).shift(bits);
     if (shift == 0) {
         if (out != x) std::memmove(out, x, n * sizeof(i64));
         return 0;
     }
-    const Lanes64 limit = all((i64(1) << bits) - 1), half = all(i64(1) << (shift - 1));
-    each(n, [&](int i) { store(out + i, clamped((load(x + i) + half) >> shift, limit)); });
+    const Reduction reduced(bits, shift);
+    each(n, [&](int i) { store(out + i, reduced(load(x + i))); });
     return shift;
 }
 

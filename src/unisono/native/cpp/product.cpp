@@ -99,13 +99,14 @@ void NarrowRows::resize(int rows, int inputs) {
 #endif
 }
 
-void NarrowRows::set(int m, const i64* x) {
+void NarrowRows::set(int m, const i64* x, const Reduction& reduced) {
 #ifdef UNISONO_VNNI
     const auto digits = [&](u8* high, u8* low, const i64* from, int count, i64 offset) {
-        for (int k = 0; k < count; k++) {
-            high[k] = static_cast<u8>((from[k] >> 8) + offset);
-            low[k] = static_cast<u8>(from[k]);
-        }
+        each(count, [&](int k) {
+            const Lanes64 v = reduced(load(from + k));
+            store_bytes(high + k, (v >> 8) + offset);
+            store_bytes(low + k, v);
+        });
     };
     if (tiled_) {
         // inputs past the last meet weights of zero there: what lies in them does not matter
@@ -121,7 +122,10 @@ void NarrowRows::set(int m, const i64* x) {
     }
 #else
     i16* to = x_.data() + size_t(m) * inputs_;
-    for (int k = 0; k < inputs_; k++) to[k] = static_cast<i16>(x[k]);
+    each(inputs_, [&](int k) {
+        const Lanes64 v = reduced(load(x + k));
+        for (int i = 0; i < LANES; i++) to[k + i] = static_cast<i16>(v[i]);
+    });
 #endif
 }
 
@@ -366,8 +370,39 @@ void tile_block(const NarrowRows& x, int m, int rows, const Planes& w, i64* out,
     }
 }
 
-template <class Give>
-void tile_range(const NarrowRows& x, const Matrix& w, int from, int to, const Give& give) {
+#endif
+
+// Where a range of blocks goes: straight into a matrix of results, or block by block to a sink.
+struct Output {
+    const Matrix& w;
+    i64* out;          // [rows][w.outputs], or null
+    const Sink* sink;
+    int thread;
+
+    // Where rows from m on of block b may be written, `stride` elements apart: into the results
+    // if all of the block's outputs exist there, else into `block`.
+    i64* place(int m, int b, i64* block, size_t& stride) const {
+        const bool whole = (b + 1) * BLOCK <= w.outputs;
+        stride = out && whole ? w.outputs : BLOCK;
+        return out && whole ? out + size_t(m) * w.outputs + b * BLOCK : block;
+    }
+    void finish(int m, int rows, int b, const i64* block, const i64* written) const {
+        if (written != block) return;
+        const int outputs = lesser(BLOCK, w.outputs - b * BLOCK);
+        if (sink) {
+            (*sink)(m, rows, b * BLOCK, outputs, block, thread);
+            return;
+        }
+        for (int r = 0; r < rows; r++) {
+            std::memcpy(out + size_t(m + r) * w.outputs + b * BLOCK, block + r * BLOCK,
+                        outputs * sizeof(i64));
+        }
+    }
+};
+
+#ifdef UNISONO_AMX
+
+void tile_range(const NarrowRows& x, const Matrix& w, int from, int to, const Output& output) {
     alignas(64) i64 block[16 * BLOCK];
     thread_local Planes planes;
     TileConfig config;
@@ -379,8 +414,10 @@ void tile_range(const NarrowRows& x, const Matrix& w, int from, int to, const Gi
         planes.expand(w.block(b), w.scales(b), w.inputs);
         for (int m = 0; m < x.rows(); m += 16) {
             const int rows = lesser(16, x.rows() - m);  // what a last tile reads beyond is unused
-            tile_block(x, m, rows, planes, block, BLOCK);
-            give(m, rows, b * BLOCK, lesser(BLOCK, w.outputs - b * BLOCK), block, BLOCK);
+            size_t stride;
+            i64* to_rows = output.place(m, b, block, stride);
+            tile_block(x, m, rows, planes, to_rows, stride);
+            output.finish(m, rows, b, block, to_rows);
         }
     }
     _tile_release();
@@ -388,17 +425,18 @@ void tile_range(const NarrowRows& x, const Matrix& w, int from, int to, const Gi
 
 #endif
 
-template <class Give>
-void product_range(const NarrowRows& x, const Matrix& w, int from, int to, const Give& give) {
+void product_range(const NarrowRows& x, const Matrix& w, int from, int to, const Output& output) {
 #ifdef UNISONO_AMX
-    if (x.tiled()) return tile_range(x, w, from, to, give);
+    if (x.tiled()) return tile_range(x, w, from, to, output);
 #endif
     alignas(64) i64 block[DOT_ROWS * BLOCK];
     for (int b = from; b < to; b++) {
         for (int m = 0; m < x.rows(); m += DOT_ROWS) {
             const int rows = lesser(DOT_ROWS, x.rows() - m);
-            dot_rows(x, m, rows, w.block(b), w.scales(b), block, BLOCK);
-            give(m, rows, b * BLOCK, lesser(BLOCK, w.outputs - b * BLOCK), block, BLOCK);
+            size_t stride;
+            i64* to_rows = output.place(m, b, block, stride);
+            dot_rows(x, m, rows, w.block(b), w.scales(b), to_rows, static_cast<int>(stride));
+            output.finish(m, rows, b, block, to_rows);
         }
     }
 }
@@ -421,7 +459,7 @@ void multiply(Pool& pool, const NarrowRows& x, const Target* targets, int count)
     int blocks = 0;
     for (int i = 0; i < count; i++) blocks += targets[i].matrix->blocks();
     const Share share(blocks, pool.size());
-    pool.run(share.count, [&](int task, int) {
+    pool.run(share.count, [&](int task, int thread) {
         int from = task * share.size, left = lesser(share.size, blocks - from);
         for (int i = 0; i < count && left > 0; i++) {
             const Matrix& w = *targets[i].matrix;
@@ -430,14 +468,7 @@ void multiply(Pool& pool, const NarrowRows& x, const Target* targets, int count)
                 continue;
             }
             const int stop = lesser(w.blocks(), from + left);
-            i64* out = targets[i].out;
-            product_range(x, w, from, stop, [&](int m, int rows, int n, int outputs,
-                                                const i64* block, int stride) {
-                for (int r = 0; r < rows; r++) {
-                    std::memcpy(out + size_t(m + r) * w.outputs + n, block + size_t(r) * stride,
-                                outputs * sizeof(i64));
-                }
-            });
+            product_range(x, w, from, stop, Output{w, targets[i].out, nullptr, thread});
             left -= stop - from;
             from = 0;
         }
@@ -448,10 +479,7 @@ void multiply(Pool& pool, const NarrowRows& x, const Matrix& w, const Sink& sink
     const Share share(w.blocks(), pool.size());
     pool.run(share.count, [&](int task, int thread) {
         const int from = task * share.size, to = lesser(w.blocks(), from + share.size);
-        product_range(x, w, from, to, [&](int m, int rows, int n, int outputs, const i64* block,
-                                          int stride) {
-            sink(m, rows, n, outputs, block, stride, thread);
-        });
+        product_range(x, w, from, to, Output{w, nullptr, &sink, thread});
     });
 }
 

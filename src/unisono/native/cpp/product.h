@@ -55,8 +55,8 @@ struct Matrix {
 class NarrowRows {
   public:
     void resize(int rows, int inputs);
-    // Row m becomes `x` (15 bits); any thread, once per row.
-    void set(int m, const i64* x);
+    // Row m becomes `x`, reduced; any thread, once per row.
+    void set(int m, const i64* x, const Reduction& reduced);
     int rows() const { return rows_; }
     int inputs() const { return inputs_; }
     const i16* row(int m) const { return x_.data() + size_t(m) * inputs_; }
@@ -79,9 +79,9 @@ class NarrowRows {
     Buffer<u8> high_, low_;  // x = 256 high + low; high is signed for tiles, else plus 128
 };
 
-// Where a block of results goes: rows m.., outputs n.., int64 [rows][stride].
-using Sink = std::function<void(int m, int rows, int n, int outputs, const i64* block, int stride,
-                                int thread)>;
+// Takes a block of results: rows m.., outputs n.., int64 [rows][BLOCK].
+using Sink =
+    std::function<void(int m, int rows, int n, int outputs, const i64* block, int thread)>;
 
 struct Target {
     const Matrix* matrix;
