@@ -38,6 +38,8 @@ _VECTORS = (
     "down_bias",
 )
 _FINAL_NORM = len(_VECTORS) + 1
+PARTS = ("products", "attention", "other operators", "output matrix", "sampling")
+"""What `take_times` tells apart."""
 _ENDS = -1
 """The layer number of what belongs to no layer."""
 
@@ -210,6 +212,12 @@ class NativeDecoder(Decoder):
             self._library.unisono_draw(self._block, address(given), each, len(draws)),
         )
         return [choice_of(d) for d in each]
+
+    def take_times(self) -> dict[str, float]:
+        """Seconds by part of the passes since the last call."""
+        out = np.zeros(len(PARTS), dtype=np.int64)
+        self._library.unisono_take_times(self._block, address(out))
+        return dict(zip(PARTS, (out / 1e9).tolist(), strict=True))
 
     def read_page(self, group: int, page: int) -> bytes:
         size = self._library.unisono_page_bytes(self._block, group)

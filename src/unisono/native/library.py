@@ -78,7 +78,7 @@ class Draw(Structure):
 
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "unisono_error": (c_char_p, []),
-    "unisono_set_tables": (None, [c_void_p] * 4),
+    "unisono_set_tables": (c_int, [c_void_p] * 4),
     "unisono_kernels": (c_int, []),
     "unisono_enable_tiles": (None, [c_int]),
     "unisono_block": (
@@ -100,6 +100,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "unisono_forward": (c_int, [c_void_p, c_void_p, c_int64, POINTER(Segment), c_int64]),
     "unisono_logits": (c_int, [c_void_p, c_void_p, c_int64, c_void_p]),
     "unisono_draw": (c_int, [c_void_p, c_void_p, POINTER(Draw), c_int64]),
+    "unisono_take_times": (None, [c_void_p, c_void_p]),
     "unisono_product": (
         c_int,
         [c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p],
@@ -160,7 +161,7 @@ def load() -> Any | None:
         function.argtypes = arguments
     values = (tables.exp2_values, tables.gate_values, tables.cosine_values, tables.log2_values)
     arrays = [np.array(v(), dtype=np.int64) for v in values]
-    library.unisono_set_tables(*(address(a) for a in arrays))
+    check(library, library.unisono_set_tables(*(address(a) for a in arrays)))
     return library
 
 

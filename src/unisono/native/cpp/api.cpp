@@ -62,11 +62,8 @@ const char unisono_features[] =
 
 const char* unisono_error() { return failure.c_str(); }
 
-void unisono_set_tables(const i64* exp2, const i64* gate, const i64* cosine, const i64* log2) {
-    std::memcpy(tables.exp2, exp2, 1025 * sizeof(i64));
-    std::memcpy(tables.gate, gate, 4097 * sizeof(i64));
-    std::memcpy(tables.cosine, cosine, 4097 * sizeof(i64));
-    std::memcpy(tables.log2, log2, 4097 * sizeof(i64));
+int unisono_set_tables(const i64* exp2, const i64* gate, const i64* cosine, const i64* log2) {
+    return guarded([&] { tables.set(exp2, gate, cosine, log2); });
 }
 
 // Returns what computes products now: 0 portable, 1 AVX2, 2 VNNI, 3 tiles.
@@ -144,6 +141,9 @@ int unisono_logits(Block* block, const i64* rows, i64 n, i64* out) {
 int unisono_draw(Block* block, const i64* rows, Draw* draws, i64 count) {
     return guarded([&] { block->draw(rows, draws, static_cast<int>(count)); });
 }
+
+// int64 [5]: nanoseconds of products, attention, other operators, output matrix, sampling.
+void unisono_take_times(Block* block, i64* out) { block->take_times(out); }
 
 // Single operators, for tests and benchmarks.
 

@@ -1,12 +1,11 @@
 #include "block.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <stdexcept>
 
 namespace unisono {
-
-Tables tables;
 
 namespace {
 constexpr int ROWS_SHARED_FROM = 4;  // fewer rows are done faster than other threads wake
@@ -64,12 +63,28 @@ void Block::embed(const i64* ids, int n, i64* rows) const {
 }
 
 template <class Work>
+void Block::timed(Part part, const Work& work) {
+    using Clock = std::chrono::steady_clock;
+    const auto start = Clock::now();
+    work();
+    times_[part] +=
+        std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
+}
+
+void Block::take_times(i64* out) {
+    std::copy(times_, times_ + PARTS, out);
+    std::fill(times_, times_ + PARTS, 0);
+}
+
+template <class Work>
 void Block::each_row(int n, const Work& work) {
-    if (n < ROWS_SHARED_FROM) {
-        for (int m = 0; m < n; m++) work(m, scratch_[0]);
-    } else {
-        threads_.run(n, [&](int m, int thread) { work(m, scratch_[thread]); });
-    }
+    timed(OPERATORS, [&] {
+        if (n < ROWS_SHARED_FROM) {
+            for (int m = 0; m < n; m++) work(m, scratch_[0]);
+        } else {
+            threads_.run(n, [&](int m, int thread) { work(m, scratch_[thread]); });
+        }
+    });
 }
 
 void Block::resize(int n) {
@@ -149,9 +164,9 @@ void Block::attention(Layer& layer, i64* rows, int n) {
     const Target targets[] = {{&layer.matrix[QUERY], query_.data()},
                               {&layer.matrix[KEY], key_.data()},
                               {&layer.matrix[VALUE], value_.data()}};
-    multiply(threads_, narrow_, targets, 3);
+    timed(PRODUCTS, [&] { multiply(threads_, narrow_, targets, 3); });
     each_row(n, [&](int m, Scratch&) { heads_of_row(layer, m); });
-    attend_all(layer);
+    timed(ATTENTION, [&] { attend_all(layer); });
     narrow_.resize(n, width);
     each_row(n, [&](int m, Scratch&) {
         i64* x = query_.data() + i64(m) * width;
@@ -161,7 +176,7 @@ void Block::attention(Layer& layer, i64* rows, int n) {
         narrow(m, x, joined.exponent, joined.extent);
     });
     const Target output = {&layer.matrix[OUTPUT], wide_.data()};
-    multiply(threads_, narrow_, &output, 1);
+    timed(PRODUCTS, [&] { multiply(threads_, narrow_, &output, 1); });
     narrow_.resize(n, hidden);
     each_row(n, [&](int m, Scratch& s) {
         i64* row = rows + i64(m) * hidden;
@@ -283,7 +298,7 @@ void Block::attend_all(Layer& layer) {
 void Block::mlp(Layer& layer, i64* rows, int n) {
     const int hidden = static_cast<int>(config_.hidden), width = static_cast<int>(config_.mlp);
     const Target targets[] = {{&layer.matrix[GATE], gate_.data()}, {&layer.matrix[UP], up_.data()}};
-    multiply(threads_, narrow_, targets, 2);
+    timed(PRODUCTS, [&] { multiply(threads_, narrow_, targets, 2); });
     narrow_.resize(n, width);
     each_row(n, [&](int m, Scratch& s) {
         i64 *gate = gate_.data() + i64(m) * width, *up = up_.data() + i64(m) * width;
@@ -296,7 +311,7 @@ void Block::mlp(Layer& layer, i64* rows, int n) {
         narrow(m, s.row.data(), product.exponent, product.extent);
     });
     const Target down = {&layer.matrix[DOWN], wide_.data()};
-    multiply(threads_, narrow_, &down, 1);
+    timed(PRODUCTS, [&] { multiply(threads_, narrow_, &down, 1); });
     each_row(n, [&](int m, Scratch&) {
         finish(layer, POST_MLP_NORM, DOWN_BIAS, layer.matrix[DOWN],
                wide_.data() + i64(m) * hidden, m, rows + i64(m) * hidden);
@@ -349,7 +364,7 @@ void Block::draw(const i64* rows, Draw* draws, int count) {
         if (static_cast<i64>(logits_.size()) < full * vocabulary) logits_.resize(full * vocabulary);
         head_input(rows, which.data(), n);
         std::vector<Best> best(size_t(n) * threads_.size(), Best{0, -1});
-        multiply(threads_, narrow_, *head_, [&](int m, int rows_here, int first, int outputs,
+        const Sink sink = [&](int m, int rows_here, int first, int outputs,
                                                 const i64* block, int thread) {
             for (int r = 0; r < rows_here; r++) {
                 const i64 right = -(exponent_[m + r] + head_->exponent + 16);
@@ -374,8 +389,9 @@ void Block::draw(const i64* rows, Draw* draws, int count) {
                 while (scores[i] != top) i++;
                 b = {top, first + i};
             }
-        });
-        threads_.run(n, [&](int m, int) {
+        };
+        timed(HEAD_PRODUCT, [&] { multiply(threads_, narrow_, *head_, sink); });
+        const auto settle = [&](int m, int) {
             Draw& d = draws[from + m];
             if (slot[m] >= 0) {
                 choose(&logits_[slot[m] * vocabulary], static_cast<int>(vocabulary), d);
@@ -391,7 +407,8 @@ void Block::draw(const i64* rows, Draw* draws, int count) {
                 }
             }
             d.token = winner.id;
-        });
+        };
+        timed(SAMPLING, [&] { threads_.run(n, settle); });
     }
 }
 

@@ -37,6 +37,9 @@ struct Segment {
     i64 table_size;
 };
 
+// What a pass spends its time on, in nanoseconds of the calling thread.
+enum Part { PRODUCTS, ATTENTION, OPERATORS, HEAD_PRODUCT, SAMPLING, PARTS };
+
 enum MatrixSlot { QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, LAYER_MATRICES, EMBEDDING, HEAD };
 enum VectorSlot {
     ATTENTION_NORM, MLP_NORM, QUERY_NORM, KEY_NORM, POST_ATTENTION_NORM, POST_MLP_NORM,
@@ -63,6 +66,8 @@ class Block {
     void logits(const i64* rows, int n, i64* out);
     // Chooses a token per draw; draw.row says which row it follows.
     void draw(const i64* rows, Draw* draws, int count);
+    // Time by part since the last call.
+    void take_times(i64* out);
 
   private:
     struct Layer {
@@ -79,6 +84,8 @@ class Block {
     };
     struct Place;
 
+    template <class Work>
+    void timed(Part part, const Work& work);
     template <class Work>
     void each_row(int n, const Work& work);
     void attention(Layer& layer, i64* rows, int n);
@@ -112,6 +119,7 @@ class Block {
     std::vector<u8> query_high_, query_low_;
     std::vector<i64> query_exponent_, highest_;
     std::vector<i64> logits_;
+    i64 times_[PARTS] = {};
 };
 
 }  // namespace unisono

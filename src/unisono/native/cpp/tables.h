@@ -6,12 +6,21 @@
 namespace unisono {
 
 struct Tables {
-    i64 exp2[1026];
-    i64 gate[4098];
+    i64 exp2[1024];  // an entry and the step to the next, packed: one look-up gives both
+    i64 gate[4096];
     i64 cosine[4098];
     i64 log2[4098];
+
+    void set(const i64* exp2, const i64* gate, const i64* cosine, const i64* log2);
 };
 extern Tables tables;
+
+// Entries of exp2 have 39 bits, steps 28. A step is nearly a fixed share of its entry; what is
+// beyond a cheap estimate of it has 21 bits.
+template <class T>
+inline T exp2_estimate(T entry) { return (entry >> 11) + (entry >> 13) + (entry >> 14); }
+constexpr int EXP2_REST = 24;   // bits for that rest
+constexpr int GATE_STEP = 16;   // bits for a step between entries of the gate table
 
 inline i64 look_up(const i64* table, i64 index) { return table[index]; }
 inline Lanes64 look_up(const i64* table, Lanes64 index) {
@@ -28,8 +37,9 @@ inline Lanes64 look_up(const i64* table, Lanes64 index) {
 template <int BITS, class T>
 inline T exp2_negative(T distance) {
     const T index = (distance >> 6) & 1023;
-    const T low = look_up(tables.exp2, index), next = look_up(tables.exp2 + 1, index);
-    const T value = low - round_shift<6>((low - next) * (distance & 63));
+    const T packed = look_up(tables.exp2, index), low = packed >> EXP2_REST;
+    const T step = exp2_estimate(low) + (packed & ((1 << EXP2_REST) - 1));
+    const T value = low - round_shift<6>(step * (distance & 63));
     return round_shift(value, lesser((distance >> 16) + (38 - BITS), T{} + MAX_SHIFT));
 }
 
@@ -38,8 +48,9 @@ template <class T>
 inline T sigmoid(T a) {
     const T size = greater(a, -a);
     const T index = lesser(size >> 12, T{} + 4095);
-    const T low = look_up(tables.gate, index), next = look_up(tables.gate + 1, index);
-    T upper = low + round_shift<12>((next - low) * (size & 4095));
+    const T packed = look_up(tables.gate, index), low = packed >> GATE_STEP;
+    const T step = packed & ((1 << GATE_STEP) - 1);
+    T upper = low + round_shift<12>(step * (size & 4095));
     upper = size >= (i64(16) << 20) ? T{} + (i64(1) << 24) : upper;
     const T lower = round_shift<24>(exp2_negative<38>(round_shift<20>(size * 94548)) * upper);
     return a < 0 ? lower : upper << 14;
