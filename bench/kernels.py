@@ -1,83 +1,115 @@
-"""Compiled operators against their torch forms, in the shapes of Gemma 3 270M.
+"""Compiled operators against their torch forms, in the shapes of Gemma 3 270M, one thread.
 
     python -m bench.kernels
 
-The torch forms are what runs on other devices; both give the same integers, which this
-bench asserts before it measures.
+The torch forms are what runs on other devices; all give the same integers, which this bench
+asserts before it measures. It justifies the compiled kernels, and from which number of rows
+matrix tiles are used (`TILE_ROWS_FROM` of `native/cpp/product.cpp`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from bench.machine import median_ms, publish
-from unisono.numerics import fixed, kernels, norm, rotary, softmax
-from unisono.numerics.activation import gated
-from unisono.numerics.compiled import pure_torch
-from unisono.numerics.linear import Matrix
+from unisono.native import operators
+from unisono.numerics import activation, norm, rotary
+from unisono.numerics.linear import Matrix, from_numpy, product
+from unisono.numerics.tensors import Matrix as Stored
 
-HIDDEN, MLP, HEADS, SIZE, SEEN = 640, 2048, 4, 256, 512
+HIDDEN, MLP, SIZE = 640, 2048, 256
+ROWS = (1, 4, 8, 12, 16, 64, 256)
 
-Result = tuple[Tensor, ...]
-
-
-def compare(
-    name: str, rows: int, compiled: Callable[[], Result], other: Callable[[], Result] | None = None
-) -> dict[str, object]:
-    """One line of the table: `other` is the torch form of `compiled` unless it is given."""
-
-    def in_torch() -> Result:
-        with pure_torch():
-            return (other or compiled)()
-
-    for a, b in zip(compiled(), in_torch(), strict=True):
-        assert torch.equal(a, b), f"{name}: the two forms differ"
-    fast, slow = median_ms(compiled, in_torch)
-    return {"operator": name, "rows": rows, "compiled ms": fast, "torch ms": slow, "×": slow / fast}
+Row = dict[str, object]
 
 
-def measure(rows: int) -> list[dict[str, object]]:
-    """All operators with this many rows."""
-    x, e = torch.randint(-(1 << 28), 1 << 28, (rows, HIDDEN)), torch.full((rows, 1), -20)
-    weight = torch.randint(-(1 << 19), 1 << 19, (HIDDEN,))
-    gate, up = (torch.randint(-(1 << 40), 1 << 40, (rows, MLP)) for _ in range(2))
-    wide = torch.full((rows, 1), -38)
-    heads, heads_e = torch.randint(-(1 << 40), 1 << 40, (rows, HEADS, SIZE)), wide[:, :, None]
-    heads_e = heads_e.expand(rows, HEADS, 1).contiguous()
-    turn = rotary.rotation(torch.arange(rows), torch.randint(0, 1 << 40, (SIZE // 2,)), 1 << 16)
-    query = rotary.rotate(heads, heads_e, *turn)
-    k, v = (torch.randint(-32767, 32768, (SEEN, 1, SIZE), dtype=torch.int16) for _ in range(2))
-    ke, ve = (torch.randint(-20, -10, (SEEN, 1), dtype=torch.int16) for _ in range(2))
-    values = torch.randint(-127, 128, (MLP, HIDDEN), dtype=torch.int8)
-    multipliers = torch.randint(1, 65535, (MLP, HIDDEN // 32), dtype=torch.int32)
-    matrix = Matrix(values, multipliers.to(torch.uint16), -20)
-    narrow = torch.randint(-32767, 32768, (rows, HIDDEN))
+def compared(work: str, rows: int, forms: dict[str, Callable[[], Any]]) -> Row:
+    """One line of the table; forms must agree."""
+    results = [np.asarray(form()) for form in forms.values()]
+    assert all(np.array_equal(r, results[0]) for r in results), f"{work}: the forms differ"
+    times = median_ms(*forms.values())
+    named = {f"{name} ms": ms for name, ms in zip(forms, times, strict=True)}
+    return {"work": work, "rows": rows, **named, "×": times[-1] / times[0]}
 
-    def product() -> Result:
-        return (kernels.row_product(narrow, matrix.values, matrix.multipliers),)
 
-    def expanded() -> Result:
-        out = narrow.to(torch.float64) @ matrix.effective(0, MLP).t()
-        return (out.to(torch.int64),)
+def products(outputs: int, inputs: int) -> list[Row]:
+    """Matrix products with tiles, with dot products and in torch."""
+    draw = np.random.default_rng(0)
+    values = draw.integers(-127, 128, (outputs, inputs), dtype=np.int8)
+    multipliers = draw.integers(1, 65536, (outputs, inputs // 32), dtype=np.uint16)
+    on_torch = Matrix.on("cpu", Stored(values, multipliers, 0))
+    held = operators.HeldMatrix(values, multipliers)
+    lines: list[Row] = []
+    for rows in ROWS:
+        x = draw.integers(-32767, 32768, (rows, inputs))
 
-    def attend() -> Result:
-        return softmax.attend_causal(
-            query, (k, ke), (v, ve), SEEN - rows, 0, 0, scale=(600_000, -23)
-        )
+        def with_tiles(wanted: bool, x: Any = x) -> Any:
+            operators.enable_tiles(wanted)
+            try:
+                return held.product(x)
+            finally:
+                operators.enable_tiles(True)
+
+        forms = {
+            "compiled": lambda: with_tiles(True),
+            "without tiles": lambda: with_tiles(False),
+            "torch": lambda x=x: product(from_numpy(x), on_torch).numpy(),
+        }
+        lines.append(compared(f"product {outputs}×{inputs}", rows, forms))
+    return lines
+
+
+def rows_of_operators() -> list[Row]:
+    """Norm, gate and rotation of one row."""
+    draw = np.random.default_rng(1)
+    x, weight = draw.integers(-(1 << 28), 1 << 28, HIDDEN), draw.integers(0, 1 << 20, HIDDEN)
+    gate, up = (draw.integers(-(1 << 40), 1 << 40, MLP) for _ in range(2))
+    head, turns = draw.integers(-(1 << 40), 1 << 40, SIZE), draw.integers(0, 1 << 40, SIZE // 2)
+    epsilon, one = (8796093, -43), torch.tensor([[-20]])
+    turn = operators.rotation(17, turns, 1 << 16)
+    wide = torch.tensor([[-38]])
+
+    def row(values: Any) -> torch.Tensor:
+        return from_numpy(values)[None]
 
     return [
-        compare("rms_norm", rows, lambda: norm.rms_norm(x, e, weight, -18, (8796093, -43))),
-        compare("reduce_rows", rows, lambda: fixed.reduce_rows(x, e, 15)),
-        compare("gated gelu", rows, lambda: gated("gelu_tanh", gate, wide, up, wide)),
-        compare("rotate", rows, lambda: rotary.rotate(heads, heads_e, *turn)),
-        compare(f"attend {SEEN}", rows, attend),
-        compare(f"product {MLP}×{HIDDEN}", rows, product, expanded),
+        compared(
+            "rms_norm",
+            1,
+            {
+                "compiled": lambda: operators.rms_norm(x, -20, weight, epsilon),
+                "torch": lambda: norm.rms_norm(row(x), one, from_numpy(weight), -18, epsilon)[0][
+                    0
+                ].numpy(),
+            },
+        ),
+        compared(
+            "gated gelu",
+            1,
+            {
+                "compiled": lambda: operators.gated("gelu_tanh", gate, -38, up, -38)[0],
+                "torch": lambda: activation.gated("gelu_tanh", row(gate), wide, row(up), wide)[0][
+                    0
+                ].numpy(),
+            },
+        ),
+        compared(
+            "rotate",
+            1,
+            {
+                "compiled": lambda: operators.rotate(head, -38, *turn)[0],
+                "torch": lambda: rotary.rotate(
+                    row(head)[None], wide[None], row(turn[0]), row(turn[1])
+                )[0][0, 0].numpy(),
+            },
+        ),
     ]
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
-    publish("kernels", [line for rows in (1, 16, 128) for line in measure(rows)])
+    torch.set_num_threads(1)
+    publish("kernels", [*rows_of_operators(), *products(MLP, HIDDEN), *products(HIDDEN, MLP)])

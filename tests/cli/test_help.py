@@ -10,7 +10,18 @@ from typer.testing import CliRunner
 
 from unisono.cli.app import app
 
-VERBS = ["run", "up", "node", "gateway", "chat", "verify", "perplexity", "models", "status"]
+VERBS = [
+    "run",
+    "up",
+    "node",
+    "gateway",
+    "chat",
+    "verify",
+    "perplexity",
+    "models",
+    "status",
+    "bench",
+]
 
 
 @pytest.mark.parametrize("verb", VERBS)

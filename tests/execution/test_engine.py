@@ -103,9 +103,7 @@ async def test_a_result_has_each_rows_canonical_bytes_and_their_hash(
     async with engine_of(tiny_models.llama, LayerRange(0, 2)) as engine:
         decoder = engine.decoder
         result = await engine.step(decoder.new_cache(8), 0, PROMPT[:8])
-        expected = decoder.forward(
-            decoder.embed(PROMPT[:8]), [Segment(decoder.new_cache(8), 0, 8)]
-        )
+        expected = decoder.forward(decoder.embed(PROMPT[:8]), [Segment(decoder.new_cache(8), 0, 8)])
         body = b"".join(result.encoded)
         np.testing.assert_array_equal(decode_rows(result.widths, body, 64), expected)
         assert result.hashes == tuple(row_hash(row) for row in result.encoded)

@@ -11,10 +11,12 @@ from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
 from unisono.numerics import linear, scalar, tensors
+from unisono.types import Q16, Sampling
 
 some = settings(max_examples=40, deadline=None)
 many = settings(max_examples=150, deadline=None)
 
+FRACTIONS = st.one_of(st.sampled_from([0, 1, Q16 // 2, Q16 - 1, Q16]), st.integers(0, Q16))
 EXPONENTS = st.integers(-120, 60)
 """Exponents far beyond those of any real model."""
 
@@ -98,6 +100,30 @@ def torch_matrix(matrix: scalar.Matrix) -> linear.Matrix:
 def torch_vector(vector: scalar.Vector) -> linear.Vector:
     """The same vector for the vectorised operators."""
     return linear.Vector(tensor(vector.values), vector.exponent)
+
+
+@st.composite
+def rules(draw: st.DrawFn, vocabulary: int) -> Sampling:
+    """Sampling rules of every kind, and the extremes that a request may ask for."""
+    biased = draw(st.sets(st.integers(0, vocabulary - 1), max_size=4))
+    most = (1 << 31) - 1
+    penalty = st.one_of(
+        st.just(0), st.integers(-2 * Q16, 2 * Q16), st.sampled_from([most, -most - 1])
+    )
+    bias = st.one_of(st.integers(-100 * Q16, 100 * Q16), st.sampled_from([most, -most - 1]))
+    return Sampling(
+        temperature=draw(st.sampled_from([0, 1, Q16 // 3, Q16, Q16, 2 * Q16, 50 * Q16, most])),
+        top_k=draw(st.sampled_from([0, 0, 1, 2, 5, vocabulary, vocabulary + 1, most])),
+        top_p=draw(FRACTIONS),
+        min_p=draw(st.one_of(st.just(0), FRACTIONS)),
+        repetition_penalty=draw(
+            st.sampled_from([Q16, 1, Q16 // 2, 2 * Q16, 10 * Q16, 64 * Q16 - 1])
+        ),
+        presence_penalty=draw(penalty),
+        frequency_penalty=draw(penalty),
+        logit_bias=tuple((i, draw(bias)) for i in sorted(biased)),
+        seed=draw(st.integers(0, (1 << 63) - 1)),
+    )
 
 
 def scaled(rows: list[scalar.Scaled]) -> tuple[list[list[int]], list[list[int]]]:

@@ -6,32 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.numerics.drawn import integers, many, rows, some, tensor
+from tests.numerics.drawn import integers, many, rows, rules, some, tensor
 from unisono.numerics import sampling, scalar
 from unisono.types import Q16, Sampling
-
-FRACTIONS = st.one_of(st.sampled_from([0, 1, Q16 // 2, Q16 - 1, Q16]), st.integers(0, Q16))
 
 
 def logits_of(*values: float) -> torch.Tensor:
     return tensor([round(v * Q16) for v in values])
-
-
-@st.composite
-def rules(draw: st.DrawFn, vocabulary: int) -> Sampling:
-    biased = draw(st.sets(st.integers(0, vocabulary - 1), max_size=4))
-    penalty = st.integers(-2 * Q16, 2 * Q16)
-    return Sampling(
-        temperature=draw(st.sampled_from([0, 1, Q16 // 3, Q16, 2 * Q16])),
-        top_k=draw(st.sampled_from([0, 0, 1, 2, 5, vocabulary, vocabulary + 1])),
-        top_p=draw(FRACTIONS),
-        min_p=draw(st.one_of(st.just(0), FRACTIONS)),
-        repetition_penalty=draw(st.sampled_from([Q16, 1, Q16 // 2, 2 * Q16, 10 * Q16])),
-        presence_penalty=draw(st.one_of(st.just(0), penalty)),
-        frequency_penalty=draw(st.one_of(st.just(0), penalty)),
-        logit_bias=tuple((i, draw(st.integers(-100 * Q16, 100 * Q16))) for i in sorted(biased)),
-        seed=draw(st.integers(0, (1 << 63) - 1)),
-    )
 
 
 @many

@@ -11,11 +11,11 @@ import pytest
 
 from tests.conftest import TinyModels
 from tests.scenarios.network import (
-    WrongToken,
     PROMPT,
     SAMPLINGS,
     TinyNetwork,
     TinyNode,
+    WrongToken,
     cheat,
     request_for,
     tiny_network,

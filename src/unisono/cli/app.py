@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from unisono.cli import (
     INTERRUPTED,
+    bench,
     chat,
     gateway,
     models,
@@ -166,3 +167,4 @@ app.command()(verify.verify)
 app.command()(perplexity.perplexity)
 app.add_typer(models.app, name="models")
 app.command()(status.status)
+app.command()(bench.bench)

@@ -1,4 +1,4 @@
-"""What a node is told. Apart from the node, so that its parent process need not load the kernels."""
+"""What a node is told. Apart from the node, so that its parent need not load the kernels."""
 
 from __future__ import annotations
 

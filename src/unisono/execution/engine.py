@@ -321,9 +321,7 @@ class Engine:
 
 
 def _result(step: _Step, token: SampledToken | None) -> StepResult:
-    rows: NDArray[np.int64] = (
-        step.parts[0] if len(step.parts) == 1 else np.concatenate(step.parts)
-    )
+    rows: NDArray[np.int64] = step.parts[0] if len(step.parts) == 1 else np.concatenate(step.parts)
     widths, encoded = encode_rows(rows)
     return StepResult(
         widths,

@@ -240,9 +240,7 @@ class SessionCache:
                 f"position {stop - 1} does not fit a session of {self.capacity} positions"
             )
         if start > self.length:
-            raise UnisonoError(
-                f"position {start} of a session came before position {self.length}"
-            )
+            raise UnisonoError(f"position {start} of a session came before position {self.length}")
         for group, layers in enumerate(self.store.groups):
             seen = max(0, start - layers.window + 1) if layers.window else 0
             if seen // PAGE < self._dropped[group]:

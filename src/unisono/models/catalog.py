@@ -76,7 +76,7 @@ def open_source(model: str = DEFAULT_MODEL) -> ModelSource:
         from unisono.models.gguf import GgufSource  # loads numpy tables of the gguf package
 
         return GgufSource(path)
-    # Imported late: it needs torch, and a start with a converted default model does not.
+    # Imported late: a start with a converted default model does without.
     from unisono.models import safetensors
 
     if path.is_dir():

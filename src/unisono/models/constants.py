@@ -47,9 +47,7 @@ def constants(config: DecoderConfig) -> Constants:
 
 def _turns(rope: RopeConfig, head_size: int) -> tuple[int, ...]:
     per_turn = Fraction(1 << 160, 2 * pi())
-    exact = [
-        Fraction(f) * per_turn * (1 << TURN_BITS) for f in rope_frequencies(rope, head_size)
-    ]
+    exact = [Fraction(f) * per_turn * (1 << TURN_BITS) for f in rope_frequencies(rope, head_size)]
     if any(not 0 <= f <= 1 << TURN_BITS for f in exact):
         raise UnsupportedModel("a rotary frequency exceeds one turn per position")
     return tuple(round(f) for f in exact)

@@ -114,8 +114,9 @@ class Decoder(ABC):
         self._needs_head()
         return self._choose(rows, draws)
 
+    @abstractmethod
     def close(self) -> None:
-        """Free what the decoder holds; it must not be used afterwards."""
+        """Free what the decoder holds; it must not be used afterwards. Idempotent."""
 
     def _needs_head(self) -> None:
         if not self.ends[1]:

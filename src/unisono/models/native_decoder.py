@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from unisono.errors import UnisonoError
 from unisono.models.config import DecoderConfig
 from unisono.models.constants import constants
-from unisono.models.devices import available_threads
 from unisono.models.decoder import KV_BYTES, Choice, Decoder, Draw, Rows, Segment
+from unisono.models.devices import available_threads
 from unisono.models.weights import BlockWeights
 from unisono.native import library
 from unisono.native.library import address, check
@@ -186,9 +186,7 @@ class NativeDecoder(Decoder):
         )
         check(
             self._library,
-            self._library.unisono_forward(
-                self._block, address(out), len(out), each, len(segments)
-            ),
+            self._library.unisono_forward(self._block, address(out), len(out), each, len(segments)),
         )
         return out
 

@@ -152,7 +152,7 @@ class ModelStore:
         with FileLock(self.root / "convert.lock"):  # another process may be converting it
             stored = self.cached(model)
             if stored is None:
-                from unisono.models.conversion import convert  # torch loads slowly, and only here
+                from unisono.models.conversion import convert  # only here
 
                 stored = StoredModel(convert(open_source(model), self.root, progress))
                 entry = self._entry(source_fingerprint(model))

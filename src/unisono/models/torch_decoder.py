@@ -221,6 +221,11 @@ class TorchDecoder(Decoder):
             self.constants.score_scale,
         )
 
+    def close(self) -> None:
+        self.store.memory = None
+        self._pages, self._layers = [], {}
+        self._embedding = self._head = None
+
     def read_page(self, group: int, page: int) -> bytes:
         return b"".join(
             cast(Any, part[page].cpu()).numpy().tobytes() for part in self._pages[group].all()
@@ -286,6 +291,4 @@ def _array(x: Tensor) -> Rows:
 
 
 def _residual_exponent(rows: Tensor) -> Tensor:
-    return torch.full(
-        (rows.shape[0], 1), -RESIDUAL_FRACTION, dtype=torch.int64, device=rows.device
-    )
+    return torch.full((rows.shape[0], 1), -RESIDUAL_FRACTION, dtype=torch.int64, device=rows.device)

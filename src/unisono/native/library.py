@@ -11,7 +11,7 @@ import functools
 import importlib.util
 import logging
 import os
-from ctypes import POINTER, Structure, c_char_p, c_int, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -29,48 +29,44 @@ MAX_TOP = 32
 """Likeliest tokens that a draw may report."""
 
 
+def _integers(names: str) -> list[tuple[str, Any]]:
+    """Fields of 64-bit integers."""
+    return [(name, c_int64) for name in names.split()]
+
+
 class BlockConfig(Structure):
     """`BlockConfig` of cpp/block.h."""
 
-    _fields_ = [
-        (name, c_int64)
-        for name in (
-            "layers hidden heads kv_heads head_size mlp vocabulary gelu epsilon_mantissa "
-            "epsilon_exponent scale_mantissa scale_exponent embedding_mantissa "
-            "embedding_exponent factor local_factor groups threads"
-        ).split()
-    ]
+    _fields_ = _integers(
+        "layers hidden heads kv_heads head_size mlp vocabulary gelu epsilon_mantissa "
+        "epsilon_exponent scale_mantissa scale_exponent embedding_mantissa embedding_exponent "
+        "factor local_factor groups threads"
+    )
 
 
 class LayerConfig(Structure):
     """`LayerConfig` of cpp/block.h."""
 
-    _fields_ = [(name, c_int64) for name in ("window", "local", "group", "index")]
+    _fields_ = _integers("window local group index")
 
 
 class Segment(Structure):
     """`Segment` of cpp/block.h."""
 
-    _fields_ = [
-        ("start", c_int64),
-        ("count", c_int64),
-        ("tables", c_void_p),
-        ("table_size", c_int64),
-    ]
+    _fields_ = [*_integers("start count"), ("tables", c_void_p), ("table_size", c_int64)]
 
 
 class Draw(Structure):
     """`Draw` of cpp/sampling.h."""
 
     _fields_ = [
-        *((n, c_int64) for n in "row position temperature top_k top_p min_p".split()),
-        *((n, c_int64) for n in "repetition presence frequency".split()),
+        *_integers("row position temperature top_k top_p min_p repetition presence frequency"),
         ("seed", c_uint64),
         ("tokens", c_void_p),
-        *((n, c_int64) for n in ("prompt", "known")),
+        *_integers("prompt known"),
         ("bias_ids", c_void_p),
         ("bias_values", c_void_p),
-        *((n, c_int64) for n in "biases top token logprob".split()),
+        *_integers("biases top token logprob"),
         ("top_ids", c_int64 * MAX_TOP),
         ("top_logprobs", c_int64 * MAX_TOP),
     ]
@@ -101,10 +97,9 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "unisono_logits": (c_int, [c_void_p, c_void_p, c_int64, c_void_p]),
     "unisono_draw": (c_int, [c_void_p, c_void_p, POINTER(Draw), c_int64]),
     "unisono_take_times": (None, [c_void_p, c_void_p]),
-    "unisono_product": (
-        c_int,
-        [c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p],
-    ),
+    "unisono_matrix": (c_void_p, [c_void_p, c_void_p, c_int64, c_int64]),
+    "unisono_free_matrix": (None, [c_void_p]),
+    "unisono_product": (c_int, [c_void_p, c_void_p, c_int64, c_int64, c_void_p]),
     "unisono_norm": (None, [c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_void_p]),
     "unisono_rotate": (c_int64, [c_void_p, c_int64, c_int64, c_void_p, c_void_p]),
     "unisono_rotation": (None, [c_int64, c_void_p, c_int64, c_int64, c_void_p, c_void_p]),
@@ -184,4 +179,4 @@ def check(library: Any, status: int) -> None:
 def kernels() -> str:
     """What computes on this CPU: one of `KERNELS`, or `torch`."""
     library = load()
-    return "torch" if library is None else KERNELS[library.unisono_kernels()]
+    return "torch" if library is None else KERNELS[int(library.unisono_kernels())]

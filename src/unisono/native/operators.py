@@ -27,19 +27,38 @@ def _copied(x: Row) -> Row:
     return np.array(x, dtype=np.int64, order="C")
 
 
+class HeldMatrix:
+    """Grouped weights in the library's layout."""
+
+    def __init__(self, values: NDArray[np.int8], multipliers: NDArray[np.uint16]) -> None:
+        self._library = _loaded()
+        given = np.ascontiguousarray(values), np.ascontiguousarray(multipliers)
+        self._outputs = len(values)
+        self._matrix = self._library.unisono_matrix(
+            address(given[0]), address(given[1]), *values.shape
+        )
+        if not self._matrix:
+            check(self._library, -1)
+
+    def __del__(self) -> None:
+        if getattr(self, "_matrix", None):
+            self._library.unisono_free_matrix(self._matrix)
+
+    def product(self, x: Row, threads: int = 1) -> Row:
+        """int64 [rows, inputs] (`|x| < 2**15`) → int64 [rows, outputs]."""
+        x, out = _copied(x), np.empty((len(x), self._outputs), dtype=np.int64)
+        status = self._library.unisono_product(
+            self._matrix, address(x), len(x), threads, address(out)
+        )
+        check(self._library, status)
+        return out
+
+
 def product(
     x: Row, values: NDArray[np.int8], multipliers: NDArray[np.uint16], threads: int = 1
 ) -> Row:
     """int64 [rows, inputs] (`|x| < 2**15`) times grouped weights → int64 [rows, outputs]."""
-    x, out = _copied(x), np.empty((len(x), len(values)), dtype=np.int64)
-    given = np.ascontiguousarray(values), np.ascontiguousarray(multipliers)
-    lib = _loaded()
-    status = lib.unisono_product(
-        address(x), len(x), address(given[0]), address(given[1]), *values.shape, threads,
-        address(out),
-    )  # fmt: skip
-    check(lib, status)
-    return out
+    return HeldMatrix(values, multipliers).product(x, threads)
 
 
 def rms_norm(x: Row, exponent: int, weight: Row, epsilon: tuple[int, int]) -> Row:
@@ -66,9 +85,7 @@ def rotate(head: Row, exponent: int, cosines: Row, sines: Row) -> tuple[Row, int
     return x, e
 
 
-def gated(
-    kind: str, gate: Row, gate_exponent: int, up: Row, up_exponent: int
-) -> tuple[Row, int]:
+def gated(kind: str, gate: Row, gate_exponent: int, up: Row, up_exponent: int) -> tuple[Row, int]:
     """`activation(gate) * up` and its exponent; `kind` is `silu` or `gelu_tanh`."""
     g, u, out = _copied(gate), _copied(up), np.empty(len(gate), dtype=np.int64)
     gelu = kind == "gelu_tanh"

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unisono.numerics.fixed import MAX_SHIFT, align, reduce_rows, round_shift
 from unisono.numerics import tensors
+from unisono.numerics.fixed import MAX_SHIFT, align, reduce_rows, round_shift
 from unisono.numerics.tensors import BIAS_BITS, GROUP, INPUT_BITS
 
 SUM_BITS = 60

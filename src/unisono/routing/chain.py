@@ -18,8 +18,8 @@ from unisono.types import (
     NodeId,
     SampledToken,
     SessionId,
-    request_hash,
     is_complete,
+    request_hash,
 )
 from unisono.wire.claims import HopClaim, tokens_root
 from unisono.wire.frames import decode_frame, encode_frame

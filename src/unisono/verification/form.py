@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unisono.models.store import StoredModel
 from unisono.models.tokenizer import Tokenizer
-from unisono.types import request_hash, is_complete
+from unisono.types import is_complete, request_hash
 from unisono.verification.receipt import Receipt
 from unisono.verification.verdict import Fault, fault_of
 from unisono.wire.claims import tokens_root

@@ -147,17 +147,25 @@ void unisono_take_times(Block* block, i64* out) { block->take_times(out); }
 
 // Single operators, for tests and benchmarks.
 
-int unisono_product(const i64* x, i64 rows, const i8* values, const u16* multipliers, i64 outputs,
-                    i64 inputs, i64 threads, i64* out) {
+Matrix* unisono_matrix(const i8* values, const u16* multipliers, i64 outputs, i64 inputs) {
+    Matrix* made = nullptr;
+    guarded([&] {
+        made = new Matrix(values, multipliers, static_cast<int>(outputs),
+                          static_cast<int>(inputs), 0);
+    });
+    return made;
+}
+
+void unisono_free_matrix(Matrix* matrix) { delete matrix; }
+
+int unisono_product(const Matrix* matrix, const i64* x, i64 rows, i64 threads, i64* out) {
     return guarded([&] {
         Pool pool(static_cast<int>(threads));
-        const Matrix matrix(values, multipliers, static_cast<int>(outputs),
-                            static_cast<int>(inputs), 0);
         NarrowRows narrow;
-        narrow.resize(static_cast<int>(rows), static_cast<int>(inputs));
+        narrow.resize(static_cast<int>(rows), matrix->inputs);
         const Reduction unchanged(15, 0);
-        for (i64 m = 0; m < rows; m++) narrow.set(static_cast<int>(m), x + m * inputs, unchanged);
-        const Target target = {&matrix, out};
+        for (int m = 0; m < rows; m++) narrow.set(m, x + i64(m) * matrix->inputs, unchanged);
+        const Target target = {matrix, out};
         multiply(pool, narrow, &target, 1);
     });
 }

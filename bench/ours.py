@@ -1,0 +1,124 @@
+"""What the engines bench measures of this project, one repetition at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from bench.load import Load, load
+from unisono.execution import engine as engine_module
+from unisono.execution.engine import Engine
+from unisono.models.catalog import DEFAULT_MODEL
+from unisono.models.decoder import Draw, make_decoder
+from unisono.models.loading import load_block
+from unisono.models.native_decoder import NativeDecoder
+from unisono.models.store import ModelStore, StoredModel
+from unisono.observe import speed
+from unisono.types import LayerRange, Sampling
+
+PROMPT = "The most beautiful thing about the sea is"
+
+
+def stored() -> StoredModel:
+    """The default model, converted if it is not yet."""
+    return ModelStore().ensure(DEFAULT_MODEL)
+
+
+@contextmanager
+def decoder(threads: int) -> Generator[NativeDecoder]:
+    """The whole model in this process."""
+    model = stored()
+    block = load_block(model, LayerRange(0, model.layer_count))
+    made = make_decoder(model.manifest.config, block, threads=threads)
+    del block
+    assert isinstance(made, NativeDecoder), "the compiled kernels are not built"
+    try:
+        speed.prefill(made, 512)  # touches the memory
+        yield made
+    finally:
+        made.close()
+
+
+def breakdown(made: NativeDecoder, tokens: int = 64) -> dict[str, float]:
+    """Milliseconds of one decoded token by part; the rest is Python around the calls."""
+    made.take_times()
+    rate = speed.decode(made, tokens, context=256)
+    # the prompt's passes are in the parts too: measured again without the tokens
+    parts = made.take_times()
+    speed.decode(made, 1, context=256)
+    prompt = made.take_times()
+    each = {name: (parts[name] - prompt[name]) / (tokens - 1) * 1e3 for name in parts}
+    total = rate.seconds / tokens * 1e3
+    return {**each, "Python": total - sum(each.values()), "total": total}
+
+
+def run_network(nodes: int, threads: int, tokens: int = 128) -> dict[str, Any]:
+    """The JSON of `unisono run` over this many local nodes: real processes and sockets."""
+    command = [sys.executable, "-m", "unisono", "run", PROMPT, "--json"]
+    options = ["--nodes", str(nodes), "--threads", str(threads), "--max-tokens", str(tokens)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def commitments(made: NativeDecoder, streams: int, on: bool, tokens: int = 64) -> float:
+    """Tokens per second of an engine, with or without the encoding and hashing of its rows."""
+    hashed, encoded = engine_module.row_hash, engine_module.encode_rows
+    if not on:
+        engine_module.row_hash = lambda _row: b""
+        engine_module.encode_rows = lambda rows: (b"", [memoryview(b"")] * len(rows))
+    try:
+        return asyncio.run(_engine_rate(made, streams, tokens))
+    finally:
+        engine_module.row_hash, engine_module.encode_rows = hashed, encoded
+
+
+async def _engine_rate(made: NativeDecoder, streams: int, tokens: int) -> float:
+    engine = Engine(_Borrowed(made))  # type: ignore[arg-type]
+    greedy = Draw(Sampling(), np.zeros(0, dtype=np.int32), 0)
+
+    async def stream(number: int) -> None:
+        cache, token = engine.decoder.new_cache(tokens + 1), 5 + number
+        for position in range(tokens):
+            result = await engine.step(cache, position, (token,), greedy)
+            assert result.token is not None
+            token = result.token.token
+        engine.release(cache)
+
+    started = time.perf_counter()
+    await asyncio.gather(*(stream(n) for n in range(streams)))
+    seconds = time.perf_counter() - started
+    await engine.close()
+    return streams * tokens / seconds
+
+
+class _Borrowed:
+    """A decoder that outlives the engines that use it."""
+
+    def __init__(self, made: NativeDecoder) -> None:
+        self._made = made
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._made, name)
+
+    def close(self) -> None:
+        """It stays open."""
+
+
+def http_load(streams: int, tokens: int, threads: int) -> Load:
+    """Greedy answers through a gateway and one node, as any client gets them."""
+    from unisono.cli.local_network import LocalSettings, running
+
+    prompts = [f"The sea is wide, and its island number {n}" for n in range(streams)]
+    settings = LocalSettings(model=stored(), nodes=1, threads=threads)
+    with running(settings, lambda _line: None) as network:
+        url = f"{network.url}/v1"
+        asyncio.run(load(url, 1, 4, prompts, DEFAULT_MODEL))
+        return asyncio.run(load(url, streams, tokens, prompts, DEFAULT_MODEL))
