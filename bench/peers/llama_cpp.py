@@ -3,6 +3,9 @@
 `UNISONO_LLAMA_CPP` names the folder with `llama-bench`, `llama-server` and
 `ggml-rpc-server`, all built from one version with the RPC backend. Every function measures
 once, so that the caller can interleave repetitions with those of other engines.
+
+A build can lack the best instructions of its own machine without saying so: where there is
+AMX, `llama-bench -v` must name an "AMX model buffer", or the figures are too low.
 """
 
 from __future__ import annotations

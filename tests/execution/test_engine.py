@@ -70,6 +70,7 @@ async def answer(
         token = results[-1].token
         if token is not None:
             tokens.append(token.token)
+    engine.release(cache)
     return results
 
 

@@ -151,6 +151,22 @@ def test_gates_on_both_sides_of_every_edge_of_the_sigmoid_equal_the_specificatio
         assert _lists(operators.gated(kind, np.array(gate), -20, np.array(up), -9)) == expected
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_every_entry_of_the_tables_of_a_sigmoid_equals_the_specification(sign: int) -> None:
+    for start in range(0, 17 << 20, 1 << 20):  # short spans: the least gate keeps its bits
+        gate = [sign * x for x in range(start, start + (1 << 20), 511)][:2048]
+        up = [(1 << 30) + 1] * len(gate)
+        expected = scalar.gated("silu", gate, -20, up, 0)
+        assert _lists(operators.gated("silu", np.array(gate), -20, np.array(up), 0)) == expected
+
+
+def test_every_entry_of_the_cosine_table_equals_the_specification() -> None:
+    for start in range(0, TURN, TURN >> 3):
+        turns = list(range(start, start + (TURN >> 3), (TURN >> 13) + 12345))
+        cosines, sines = operators.rotation(1, np.array(turns), 1 << 16)
+        assert (cosines.tolist(), sines.tolist()) == scalar.rotation(1, turns, 1 << 16)
+
+
 @many
 @given(pairs(53, 24), EXPONENTS, st.integers(-100, 100))
 @example(([(1 << 53) - 1] * 32, [(1 << 24) - 1] * 32), 0, 36)

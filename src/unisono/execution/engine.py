@@ -197,6 +197,8 @@ class Engine:
                 for errand in errands:  # under the lock: they may alter what waits
                     errand()
                 batch = self._take()
+                if not batch and self._waiting and not self._errands:
+                    self._wake.wait()  # for room: until a session goes, or an older one comes
             for part, outcome in zip(batch, self._outcomes(batch), strict=True):
                 self._settle(part, outcome)
 

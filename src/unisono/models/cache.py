@@ -126,7 +126,7 @@ class PageStore:
         while self.used + self.bytes[group] > self.budget:
             if not self._prefixes:
                 raise OutOfPages(
-                    f"the memory for keys and values ({self.budget >> 20} MiB) is in use"
+                    f"the memory for keys and values ({self.budget / (1 << 20):.1f} MiB) is in use"
                 )
             self._give_up(next(iter(self._prefixes)))
         if self._free[group]:
@@ -248,6 +248,16 @@ class SessionCache:
                     f"position {start} sees positions that the session has given up: it is at "
                     f"position {self.length}"
                 )
+        taken: list[tuple[int, int]] = []
+        try:
+            self._fill(start, stop, taken)
+        except OutOfPages:
+            for group, i in taken:
+                self._release(group, i)
+            raise
+
+    def _fill(self, start: int, stop: int, taken: list[tuple[int, int]]) -> None:
+        """Give every page of `start` to `stop` a holder of its own; `taken` are the new ones."""
         for group in range(len(self.store.groups)):
             table = self.tables[group]
             for i in range(start // PAGE, -(-stop // PAGE)):
@@ -255,6 +265,8 @@ class SessionCache:
                 if page >= 0 and not self.store.is_shared(group, page):
                     continue
                 fresh = self.store.take(group)
+                if page < 0:
+                    taken.append((group, i))
                 if page >= 0:  # shared: others still read it
                     if i * PAGE < start and self.store.memory is not None:
                         memory = self.store.memory
