@@ -157,10 +157,12 @@ class Pages(RuleBasedStateMachine):
 
     def _reserved(self, session: Writer, start: int, stop: int) -> bool:
         cache, behind = session.cache, session.cache.length - start
+        held = cache.held
         try:
             cache.reserve(start, stop)
         except OutOfPages:
             assert self.store.kept == 0
+            assert cache.held == held
             session.contents = session.contents[:start]
             cache.advance(start)
             return False
