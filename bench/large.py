@@ -165,7 +165,9 @@ def main(folder: Path) -> None:
     model_id = ModelId(converted.pop("model"))
     rows = [{"what": "conversion", **converted}]
     print(f"model {model_id} in {store}")
-    # ---- here: measure(model_id, store) — nodes of the whole model and of its halves ----
+    half = LAYERS // 2
+    for start, stop in ((0, LAYERS), (0, half), (half, LAYERS)):
+        rows.append(measure(model_id, store, start, stop))
 
     # Late: it loads torch, and a child's peak includes the memory of the process it is split from.
     from bench.machine import publish
@@ -173,8 +175,71 @@ def main(folder: Path) -> None:
     publish("large", rows)
 
 
+def measure(model: ModelId, store: Path, start: int, stop: int) -> dict[str, Any]:
+    """A node of these layers in a process of its own: seconds to load, tokens per second of one
+    stream, and resident memory beside what the memory formula allows (int8 bytes of its tensors,
+    keys and values, 250 MB)."""
+    print(f"measuring layers {start}:{stop}", flush=True)
+    arguments = ["--measure", model, str(store), str(start), str(stop)]
+    command = [sys.executable, "-m", "bench.large", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {"what": f"node of layers {start}:{stop}", **json.loads(done.stdout)}
+
+
+def _measure_here(model: str, store: str, start: int, stop: int) -> None:
+    from unisono.models.decoder import Segment, make_decoder
+    from unisono.models.loading import load_block
+    from unisono.observe import speed
+    from unisono.observe.machine import resident_bytes
+    from unisono.types import LayerRange
+
+    stored = ModelStore(Path(store)).get(ModelId(model))
+    began = time.perf_counter()
+    decoder = make_decoder(
+        stored.manifest.config, load_block(stored, LayerRange(start, stop)), kv_bytes=1 << 30
+    )
+    loaded = time.perf_counter() - began
+    if all(decoder.ends):
+        speed.prefill(decoder, 64)
+        prefill = speed.prefill(decoder, 256).per_second
+        rate = speed.decode(decoder, 16).per_second
+    else:
+        rows = np.random.default_rng(0).integers(-(1 << 22), 1 << 22, (256, HIDDEN))
+        cache = decoder.new_cache(512)
+        decoder.forward(rows[:64], [Segment(cache, 0, 64)])
+        began = time.perf_counter()
+        decoder.forward(rows, [Segment(cache, 0, 256)])
+        prefill = 256 / (time.perf_counter() - began)
+        began = time.perf_counter()
+        for position in range(256, 272):
+            decoder.forward(rows[:1], [Segment(cache, position, 1)])
+        rate = 16 / (time.perf_counter() - began)
+    weights = sum(
+        entry.shape[0] * entry.shape[1] * 17 // 16
+        for name, entry in stored.manifest.tensors.items()
+        if entry.kind == "matrix" and _held(name, start, stop)
+    )
+    formula = weights + decoder.store.bytes_for(512) + 250e6
+    figures = {
+        "load seconds": loaded,
+        "prefill tok/s": prefill,
+        "decode tok/s": rate,
+        "resident MB": resident_bytes() / 1e6,
+        "of the formula": resident_bytes() / formula,
+    }
+    sys.stdout.write(json.dumps(figures))
+
+
+def _held(name: str, start: int, stop: int) -> bool:
+    if name.startswith("layers."):
+        return start <= int(name.split(".")[1]) < stop
+    return start == 0 or stop == LAYERS
+
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--convert"]:
+    if sys.argv[1:2] == ["--measure"]:
+        _measure_here(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    elif sys.argv[1:2] == ["--convert"]:
         _convert_here(*sys.argv[2:4])
     elif len(sys.argv) > 1:
         main(Path(sys.argv[1]))

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.conftest import TinyModels
-from tests.execution.test_engine import answer, joined
+from tests.execution.test_engine import answer, engine_of, joined
 from tests.scenarios.network import SAMPLINGS, honest, request_for, tiny_network
 from unisono.errors import UnisonoError
 from unisono.execution.engine import Engine
@@ -52,16 +52,19 @@ async def test_released_pages_are_free_at_once(tiny_models: TinyModels) -> None:
 
 
 async def test_a_step_of_a_released_session_is_ended(tiny_models: TinyModels) -> None:
-    async with engine_with(tiny_models.llama, 8) as engine:
+    async with engine_of(tiny_models.llama) as engine:
+        engine.may_go.clear()
+        blocker = asyncio.create_task(engine.step(engine.decoder.new_cache(1), 0, (1,)))
+        await asyncio.sleep(0.05)
         cache = engine.decoder.new_cache(200)
         step = asyncio.create_task(engine.step(cache, 0, LONG))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.05)
         engine.release(cache)
-        try:
+        engine.may_go.set()
+        with pytest.raises(UnisonoError, match="closed"):
             await step
-        except UnisonoError as error:
-            assert "closed" in str(error)
-        assert await held(engine) == 0
+        await blocker
+        assert await held(engine) == one_page(tiny_models.llama)  # the blocker's
 
 
 async def test_sessions_that_do_not_fit_together_take_turns_and_give_the_same_bytes(
