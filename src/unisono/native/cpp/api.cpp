@@ -147,18 +147,26 @@ void unisono_take_times(Block* block, i64* out) { block->take_times(out); }
 
 // Single operators, for tests and benchmarks.
 
-Matrix* unisono_matrix(const i8* values, const u16* multipliers, i64 outputs, i64 inputs) {
-    Matrix* made = nullptr;
+struct HeldMatrix {
+    Arena arena{size_t(1) << 20};
+    Matrix matrix;
+};
+
+HeldMatrix* unisono_matrix(const i8* values, const u16* multipliers, i64 outputs, i64 inputs) {
+    HeldMatrix* made = nullptr;
     guarded([&] {
-        made = new Matrix(values, multipliers, static_cast<int>(outputs),
-                          static_cast<int>(inputs), 0);
+        auto held = std::make_unique<HeldMatrix>();
+        held->matrix = Matrix(held->arena, values, multipliers, static_cast<int>(outputs),
+                              static_cast<int>(inputs), 0);
+        made = held.release();
     });
     return made;
 }
 
-void unisono_free_matrix(Matrix* matrix) { delete matrix; }
+void unisono_free_matrix(HeldMatrix* held) { delete held; }
 
-int unisono_product(const Matrix* matrix, const i64* x, i64 rows, i64 threads, i64* out) {
+int unisono_product(const HeldMatrix* held, const i64* x, i64 rows, i64 threads, i64* out) {
+    const Matrix* matrix = &held->matrix;
     return guarded([&] {
         Pool pool(static_cast<int>(threads));
         NarrowRows narrow;

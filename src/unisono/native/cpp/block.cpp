@@ -34,7 +34,7 @@ Block::Block(const BlockConfig& config, const LayerConfig* layers, const i64* fr
 
 void Block::set_matrix(int layer, int slot, const i8* values, const u16* multipliers, int outputs,
                        int inputs, i64 exponent) {
-    Matrix made(values, multipliers, outputs, inputs, exponent);
+    Matrix made(arena_, values, multipliers, outputs, inputs, exponent);
     if (layer >= 0) layers_[layer].matrix[slot] = std::move(made);
     else (slot == EMBEDDING ? embedding_ : head_) = std::make_shared<Matrix>(std::move(made));
 }

@@ -97,6 +97,7 @@ class Block {
     void head_input(const i64* rows, const i64* which, int n);
     void resize(int n);
 
+    Arena arena_;  // before all that lies in it
     BlockConfig config_;
     Pool threads_;
     std::vector<Layer> layers_;

@@ -14,36 +14,61 @@ namespace unisono {
 
 // --- memory -----------------------------------------------------------------------------------
 
-namespace {
-constexpr size_t HUGE_PAGE = size_t(2) << 20;
-
-size_t rounded(size_t bytes) {
-    const size_t unit = bytes >= HUGE_PAGE ? HUGE_PAGE : 64;
-    return (bytes + unit - 1) / unit * unit;
-}
-}  // namespace
-
 void* allocate(size_t bytes) {
-    const size_t size = greater<size_t>(rounded(bytes), 64);
-    void* p = std::aligned_alloc(bytes >= HUGE_PAGE ? HUGE_PAGE : 64, size);
+    const size_t size = (bytes + 63) / 64 * 64 + 64;
+    void* p = std::aligned_alloc(64, size);
     if (!p) throw std::bad_alloc();
-#ifdef __linux__
-    if (bytes >= HUGE_PAGE) madvise(p, size, MADV_HUGEPAGE);
-#endif
     std::memset(p, 0, size);
     return p;
 }
 
 void Free::operator()(void* p) const { std::free(p); }
 
-Matrix::Matrix(const i8* rows, const u16* scales_in, int n, int k, i64 e)
-    : outputs(n), inputs(k), exponent(e),
-      values(make_buffer<i8>(size_t((n + BLOCK - 1) / BLOCK) * BLOCK * k)),
-      multipliers(make_buffer<u16>(size_t((n + BLOCK - 1) / BLOCK) * BLOCK * (k / GROUP))) {
+void* Arena::take(size_t bytes) {
+    constexpr size_t HUGE_PAGE = size_t(2) << 20;
+    bytes = (bytes + 63) / 64 * 64;
+    if (chunks_.empty() || used_ + bytes > chunks_.back().bytes) {
+        const size_t size = (greater(chunk_, bytes) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+#ifdef __linux__
+        // Untouched parts take no memory. Aligned by hand: mmap knows only small pages.
+        u8* p = static_cast<u8*>(mmap(nullptr, size + HUGE_PAGE, PROT_READ | PROT_WRITE,
+                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+        if (p == MAP_FAILED) throw std::bad_alloc();
+        const size_t before = (HUGE_PAGE - reinterpret_cast<uintptr_t>(p) % HUGE_PAGE) % HUGE_PAGE;
+        if (before) munmap(p, before);
+        if (HUGE_PAGE - before) munmap(p + before + size, HUGE_PAGE - before);
+        void* memory = p + before;
+        madvise(memory, size, MADV_HUGEPAGE);
+#else
+        void* memory = allocate(size);
+#endif
+        chunks_.push_back({memory, size});
+        used_ = 0;
+    }
+    void* out = static_cast<u8*>(chunks_.back().memory) + used_;
+    used_ += bytes;
+    return out;
+}
+
+Arena::~Arena() {
+    for (const Chunk& chunk : chunks_) {
+#ifdef __linux__
+        munmap(chunk.memory, chunk.bytes);
+#else
+        std::free(chunk.memory);
+#endif
+    }
+}
+
+Matrix::Matrix(Arena& arena, const i8* rows, const u16* scales_in, int n, int k, i64 e)
+    : outputs(n), inputs(k), exponent(e) {
+    const size_t count = size_t(blocks()) * BLOCK * k;
+    values = static_cast<i8*>(arena.take(count));
+    multipliers = static_cast<u16*>(arena.take(count / GROUP * sizeof(u16)));
     const int groups = k / GROUP;
     for (int b = 0; b < blocks(); b++) {
-        i32* to = reinterpret_cast<i32*>(values.get() + size_t(b) * k * BLOCK);
-        u16* scale_to = multipliers.get() + size_t(b) * groups * BLOCK;
+        i32* to = reinterpret_cast<i32*>(values + size_t(b) * k * BLOCK);
+        u16* scale_to = multipliers + size_t(b) * groups * BLOCK;
         const int count = lesser(BLOCK, n - b * BLOCK);
         for (int j = 0; j < count; j++) {
             const i8* from = rows + (size_t(b) * BLOCK + j) * k;
