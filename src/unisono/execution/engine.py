@@ -133,15 +133,16 @@ class Engine:
         return await self._errand(find)
 
     def keep(
-        self, cache: SessionCache, page: int, key: bytes, hashes: tuple[Sequence[bytes], ...]
+        self, cache: SessionCache, keys: Sequence[bytes], hashes: tuple[Sequence[bytes], ...]
     ) -> None:
-        """Let a session's complete page outlive it, with the hashes of its rows in and out."""
+        """Let a session's complete page outlive it, with the hashes of its rows in and out. It is
+        the last of the pages that `keys` name."""
         incoming, outgoing = (tuple(h) for h in hashes)
 
         def hold() -> None:
-            pages = cache.page(page)
+            pages = cache.page(len(keys) - 1)
             if pages is not None:
-                self.decoder.store.keep(key, Prefix(pages, (incoming, outgoing)))
+                self.decoder.store.keep(keys, Prefix(pages, (incoming, outgoing)))
 
         self._send(hold)
 

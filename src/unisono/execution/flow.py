@@ -144,7 +144,7 @@ class Flow:
         for page in range(start // PAGE, stop // PAGE):
             here = slice(page * PAGE, (page + 1) * PAGE)
             hashes = session.in_hashes[here], session.out_hashes[here]
-            self._engine.keep(session.cache, page, keys[page], hashes)
+            self._engine.keep(session.cache, keys[: page + 1], hashes)
 
     async def rows_in(self, stream: Stream) -> None:
         """Any other hop: rows as the hop before sends them.

@@ -184,7 +184,7 @@ class Worker:
             raise PeerRefused(problem, "malformed")
         store = self._engine.decoder.store
         needed = store.bytes_for(opened.positions)
-        if needed > store.budget or self._promised + needed > self._limit:
+        if not store.fits(opened.positions) or self._promised + needed > self._limit:
             raise PeerRefused(
                 f"{opened.positions} positions do not fit: {self.free_positions} are free",
                 "capacity",

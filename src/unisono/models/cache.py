@@ -117,13 +117,25 @@ class PageStore:
         pages = self.pages_for(positions)
         return sum(n * b for n, b in zip(pages, self.bytes, strict=True))
 
+    def fits(self, positions: int) -> bool:
+        """Whether a session of this length can ever be held."""
+        pages = self.pages_for(positions)
+        enough = all(n <= limit for n, limit in zip(pages, self._limits, strict=True))
+        return enough and self.bytes_for(positions) <= self.budget
+
+    def share_equally(self) -> None:
+        """Give every group as many pages as fit for all of them: for a device whose memory is
+        taken at once. Before the first page is taken."""
+        assert self.used == 0
+        self._limits = (max(1, self.budget // sum(self.bytes)),) * len(self.groups)
+
     def take(self, group: int) -> int:
         """A page for one holder; kept prefixes make room if they must.
 
         Raises:
             OutOfPages: sessions hold all of the budget.
         """
-        while self.used + self.bytes[group] > self.budget:
+        while not self._has_room(group):
             if not self._prefixes:
                 raise OutOfPages(
                     f"the memory for keys and values ({self.budget / (1 << 20):.1f} MiB) is in use"
@@ -158,14 +170,14 @@ class PageStore:
         """Whether a page has more than one holder."""
         return self._holders[group][page] > 1
 
-    def keep(self, key: bytes, prefix: Prefix) -> None:
-        """Keep a page under the key of the tokens up to its end; no effect if it is there."""
-        if key in self._prefixes:
-            self._prefixes.move_to_end(key)
-            return
-        for group, page in enumerate(prefix.pages):
-            self.share(group, page)
-        self._prefixes[key] = prefix
+    def keep(self, keys: Sequence[bytes], prefix: Prefix) -> None:
+        """Keep a page under the last of these keys, each of which names the tokens up to the end
+        of one page; a page that is there already stays."""
+        if keys[-1] not in self._prefixes:
+            for group, page in enumerate(prefix.pages):
+                self.share(group, page)
+            self._prefixes[keys[-1]] = prefix
+        self._renew(keys)
 
     def find(self, keys: Sequence[bytes]) -> list[Prefix]:
         """The longest run of kept pages for consecutive keys."""
@@ -175,9 +187,18 @@ class PageStore:
             if prefix is None:
                 break
             found.append(prefix)
-        for key in reversed(keys[: len(found)]):  # the end of a prefix is given up before its start
-            self._prefixes.move_to_end(key)
+        self._renew(keys[: len(found)])
         return found
+
+    def _renew(self, keys: Sequence[bytes]) -> None:
+        """Let these be given up last, and the end of a prefix before its start."""
+        for key in reversed(keys):
+            if key in self._prefixes:
+                self._prefixes.move_to_end(key)
+
+    def _has_room(self, group: int) -> bool:
+        some = bool(self._free[group]) or self._fresh[group] < self._limits[group]
+        return some and self.used + self.bytes[group] <= self.budget
 
     def forget(self) -> None:
         """Give up all kept prefixes."""
@@ -248,31 +269,27 @@ class SessionCache:
                     f"position {start} sees positions that the session has given up: it is at "
                     f"position {self.length}"
                 )
-        taken: list[tuple[int, int]] = []
+        wanted = [
+            (group, i, page)
+            for group, table in enumerate(self.tables.tolist())
+            for i, page in enumerate(table[start // PAGE : -(-stop // PAGE)], start // PAGE)
+            if page < 0 or self.store.is_shared(group, page)
+        ]
+        taken: list[int] = []
         try:
-            self._fill(start, stop, taken)
+            for group, _, _ in wanted:
+                taken.append(self.store.take(group))
         except OutOfPages:
-            for group, i in taken:
-                self._release(group, i)
+            for (group, _, _), page in zip(wanted, taken, strict=False):
+                self.store.release(group, page)
             raise
-
-    def _fill(self, start: int, stop: int, taken: list[tuple[int, int]]) -> None:
-        """Give every page of `start` to `stop` a holder of its own; `taken` are the new ones."""
-        for group in range(len(self.store.groups)):
-            table = self.tables[group]
-            for i in range(start // PAGE, -(-stop // PAGE)):
-                page = int(table[i])
-                if page >= 0 and not self.store.is_shared(group, page):
-                    continue
-                fresh = self.store.take(group)
-                if page < 0:
-                    taken.append((group, i))
-                if page >= 0:  # shared: others still read it
-                    if i * PAGE < start and self.store.memory is not None:
-                        memory = self.store.memory
-                        memory.write_page(group, fresh, memory.read_page(group, page))
-                    self.store.release(group, page)
-                table[i] = fresh
+        for (group, i, page), fresh in zip(wanted, taken, strict=True):
+            if page >= 0:  # shared: others still read it
+                if i * PAGE < start and self.store.memory is not None:
+                    memory = self.store.memory
+                    memory.write_page(group, fresh, memory.read_page(group, page))
+                self.store.release(group, page)
+            self.tables[group, i] = fresh
 
     def advance(self, length: int) -> None:
         """Positions below `length` are written."""

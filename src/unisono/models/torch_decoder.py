@@ -76,20 +76,18 @@ class TorchDecoder(Decoder):
             torch.tensor(turns, dtype=torch.int64, device=device)
             for turns in (self.constants.frequencies, self.constants.local_frequencies)
         ]
-        self._pages = [self._make_pages(g, limit) for g, limit in self._sizes()]
+        if device != "cpu":  # there memory is taken as it is written, elsewhere at once
+            self.store.share_equally()
+        self._pages = [
+            self._make_pages(group, limit)
+            for group, limit in zip(self.store.groups, self.store.limits, strict=True)
+        ]
         self._place = {
             layer: (group, index)
             for group, found in enumerate(self.store.groups)
             for index, layer in enumerate(found.layers)
         }
         self.store.memory = self
-
-    def _sizes(self) -> list[tuple[LayerGroup, int]]:
-        # A CPU's memory is taken page by page as it is written; a device's is taken at once, so
-        # that there every group gets as many pages as fit for all of them.
-        equal = max(1, self.store.budget // sum(self.store.bytes))
-        limits = self.store.limits if self.device == "cpu" else [equal] * len(self.store.groups)
-        return list(zip(self.store.groups, limits, strict=True))
 
     def _make_pages(self, group: LayerGroup, count: int) -> _Pages:
         heads, size = self.config.kv_head_count, self.config.head_size
