@@ -95,9 +95,13 @@ class Pages(RuleBasedStateMachine):
 
     sessions: list[Writer]
 
-    @initialize(windows=st.sampled_from([(0,), (0, 65), (0, 3, 0), (130, 0)]))
-    def start(self, windows: tuple[int, ...]) -> None:
+    @initialize(
+        windows=st.sampled_from([(0,), (0, 65), (0, 3, 0), (130, 0)]), equally=st.booleans()
+    )
+    def start(self, windows: tuple[int, ...], equally: bool) -> None:
         self.store = _store(12, *windows, memory=True)
+        if equally:
+            self.store.share_equally()
         assert isinstance(self.store.memory, FakeMemory)
         self.memory = self.store.memory
         self.sessions = []
@@ -292,6 +296,34 @@ def test_a_session_that_decodes_holds_as_many_pages_as_were_foreseen(
     assert store.bytes_for(length) >= int(most @ np.array(store.bytes))
     cache.close()
     assert store.used == 0
+
+
+def test_a_session_that_can_never_fit_is_known_beforehand() -> None:
+    store = _store(4, 0, 3)
+    longest = max(n for n in range(1, 400) if store.fits(n))
+    assert longest == 192  # three pages, and at most two of the window's
+    assert not store.fits(longest + 1)
+    cache = SessionCache(store, longest)
+    for position in range(longest):
+        cache.reserve(position, position + 1)
+        cache.advance(position + 1)
+    store = _store(4, 0, 3)
+    store.share_equally()
+    assert store.limits == (2, 2)
+    assert [store.fits(n) for n in (64, 128, 129)] == [True, True, False]
+
+
+def test_a_group_that_has_all_of_its_pages_is_out_of_them_though_bytes_are_left() -> None:
+    store = _store(8, 0, 3)
+    store.share_equally()
+    cache = SessionCache(store, 1000)
+    for start in range(0, 256, 64):
+        cache.reserve(start, start + 64)
+        cache.advance(start + 64)
+    with pytest.raises(OutOfPages):
+        cache.reserve(256, 257)
+    assert store.used < store.budget
+    assert cache.held == 5
 
 
 def test_nothing_is_taken_before_it_is_needed() -> None:

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from tests.tiny_weights import tiny_config, tiny_weights
 from unisono.models.cache import PAGE, Prefix, SessionCache
-from unisono.models.config import DecoderConfig
+from unisono.models.config import DecoderConfig, RopeConfig
 from unisono.models.decoder import Decoder, Rows, Segment
 from unisono.models.native_decoder import NativeDecoder
 from unisono.models.torch_decoder import TorchDecoder
@@ -44,6 +45,7 @@ def _config(
         layer_count=len(windows),
         windows=windows,
         context_length=1 << 18,
+        local_rope=RopeConfig(theta="700"),
         post_norms=kind == "absurd",  # or nothing of attention would be left to see
     )
 
@@ -211,7 +213,7 @@ def _long(decoder: Decoder, tokens: list[int], order: list[int]) -> SessionCache
 
 @pytest.mark.parametrize(
     ("kind", "pages"),
-    [("flat", 255), ("usual", 256), ("usual", 300), ("flat", 600), ("flat", 4095), ("sharp", 4095)],
+    [("flat", 255), ("usual", 256), ("usual", 300), ("flat", 600), ("usual", 4095), ("flat", 4095)],
 )
 def test_contexts_beyond_what_int32_sums_hold_give_the_bytes_of_torch(
     kind: str, pages: int
@@ -230,3 +232,36 @@ def test_contexts_beyond_what_int32_sums_hold_give_the_bytes_of_torch(
         rows.append(last)
     assert np.array_equal(rows[0], rows[2])
     assert np.array_equal(rows[1], rows[3])
+
+
+def test_sums_of_the_largest_digits_give_the_bytes_of_torch() -> None:
+    """Every value is 32,767, and all weights but one are just below the largest: 0x0FFFxxxx."""
+    config = structs.replace(
+        _config(32, 1, 2, (0,)),
+        qkv_bias=True,
+        output_bias=False,
+        rope=RopeConfig(theta="1e200"),  # all but the first pair never turn
+    )
+    weights = tiny_weights(config, seed=8)
+    layer, embedding = weights.layer[0], weights.embedding
+    assert layer.query_bias is not None
+    assert layer.key_bias is not None
+    assert layer.value_bias is not None
+    assert embedding is not None
+    for matrix in (layer.query, layer.value):
+        matrix.multipliers[:] = 0
+    layer.value_bias.values[:] = 32767
+    for bias in (layer.query_bias, layer.key_bias):
+        bias.values[:] = 1 << 20
+        bias.values[::16] = 0
+    # token 0 is zero, and token 1 makes every key a little longer
+    embedding.values[:2], embedding.multipliers[:2] = 1, [[0], [30000]]
+    layer.key.values[:], layer.key.multipliers[:] = 1, 1
+    small = replace(layer.key, exponent=-18)
+    weights = replace(weights, layer={0: replace(layer, key=small)})
+    tokens, order = [1] + [0] * (PAGES * PAGE - 1), [0] + [1] * 599
+    rows: list[Rows] = []
+    for decoder in (_native(config, weights), _torch(config, weights)):
+        cache = _long(decoder, tokens, order)
+        rows.append(decoder.forward(decoder.embed([0] * 9), [Segment(cache, 600 * PAGE, 9)]))
+    assert np.array_equal(*rows)

@@ -89,6 +89,15 @@ def test_nuclei_of_many_tokens_equal_the_specification(top_p: int, spread: int) 
         assert _chosen(logits, draw, 3) == _specified(logits.tolist(), draw, 3)
 
 
+@pytest.mark.parametrize("kept", [1, 2, 3, 4])
+def test_a_nucleus_ends_where_it_reaches_p_exactly(kept: int) -> None:
+    logits = np.full(60, -40 * Q16)
+    logits[[7, 20, 33, 59]] = 0
+    rule = Sampling(temperature=Q16, top_p=kept * Q16 // 4, seed=3)
+    drawn = {_chosen(logits, _draw(rule, [], 0), position).token for position in range(100)}
+    assert drawn == set([7, 20, 33, 59][:kept])
+
+
 LARGE_RULES = [
     Sampling(),
     Sampling(temperature=Q16, seed=1),
@@ -120,6 +129,33 @@ def test_choosing_from_the_largest_vocabulary_equals_the_specification() -> None
     assert _chosen(logits, draw, 77) == _specified(logits.tolist(), draw, 77)
 
 
+def _gumbel(token: int, position: int, seed: int) -> int:
+    uniform = 2 * scalar.philox(token, position, seed) + 1
+    exponential = max(1, (33 << 38) - scalar.log2_fixed(uniform))
+    return scalar.round_shift((38 << 38) - scalar.log2_fixed(exponential), 22)
+
+
+def test_the_lower_id_wins_where_noise_makes_two_tokens_equal() -> None:
+    """Also where a filter has put the higher one first."""
+    distances = {(below * 94548 + (1 << 15)) >> 16: below for below in range(5 * Q16)}
+    tied = 0
+    for seed in range(30):
+        noise = [_gumbel(token, 9, seed) for token in range(50)]
+        order = sorted(range(50), key=lambda token: noise[token])
+        best, others = order[-1], [i for i in order[:-1] if i > order[-1]]
+        for other in others[-3:]:
+            below = distances.get(noise[best] - noise[other])
+            if below is None:  # not every distance is one of base 2
+                continue
+            logits = np.full(50, -6 * Q16)
+            logits[best], logits[other] = -below, 0
+            rule = Sampling(temperature=Q16, top_p=Q16 - 1, seed=seed)
+            assert _chosen(logits, _draw(rule, [], 0), 9) == Choice(best)
+            assert _specified(logits.tolist(), _draw(rule, [], 0), 9) == Choice(best)
+            tied += 1
+    assert tied > 10
+
+
 def test_choosing_leaves_the_logits_of_the_caller_alone() -> None:
     logits = np.arange(100) << 16
     kept = logits.copy()
@@ -140,6 +176,38 @@ def _vocabulary_decoders(size: int, threads: int) -> tuple[NativeDecoder, TorchD
 
 
 @pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("rows", [1, 12])
+def test_the_lowest_of_equal_ids_is_chosen_whichever_thread_saw_it_first(rows: int) -> None:
+    config = tiny_config("qwen3", vocabulary_size=4000, layer_count=1, windows=(0,))
+    weights = tiny_weights(config, seed=1)
+    assert weights.head is not None
+    for part in (weights.head.values, weights.head.multipliers):
+        part[:500] = 0  # the first thread begins with these
+        part[500:] = np.resize(part[500:600], part[500:].shape)
+    decoder = NativeDecoder(config, weights, threads=3, kv_bytes=1 << 20)
+    given = np.random.default_rng(2).integers(-(1 << 30), 1 << 30, (rows, config.hidden_size))
+    expected = [Choice(int(i)) for i in decoder.logits(given).argmax(-1)]
+    assert all(500 <= choice.token < 600 for choice in expected)
+    asked = [(r, 5, _draw(Sampling(), [], 0)) for r in range(rows)]
+    for _ in range(100):
+        assert decoder.choose(given, asked) == expected
+
+
+@pytest.mark.usefixtures("form")
+def test_no_token_beyond_the_vocabulary_is_chosen_where_all_logits_are_negative() -> None:
+    config = tiny_config("qwen3", vocabulary_size=51, layer_count=1, windows=(0,))
+    weights = tiny_weights(config, seed=1)
+    assert weights.head is not None
+    np.minimum(weights.head.values, -1, out=weights.head.values)
+    decoder = NativeDecoder(config, weights, threads=2, kv_bytes=1 << 20)
+    given = np.random.default_rng(3).integers(1 << 20, 1 << 30, (12, config.hidden_size))
+    logits = decoder.logits(given)
+    assert logits.max() < 0
+    asked = [(r, 5, _draw(Sampling(), [], 0)) for r in range(12)]
+    assert decoder.choose(given, asked) == [Choice(int(i)) for i in logits.argmax(-1)]
+
+
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(("size", "threads"), [(50, 1), (63, 3), (1000, 2), (3001, 3)])
 def test_a_decoder_chooses_for_many_rows_at_once_as_for_each_alone(size: int, threads: int) -> None:
     """Greedy choices without log probabilities take the largest logit on their way past."""
@@ -154,10 +222,13 @@ def test_a_decoder_chooses_for_many_rows_at_once_as_for_each_alone(size: int, th
         _draw(Sampling(temperature=Q16, seed=3), [1, 2], 1),
         _draw(Sampling(), [1, 2], 1, 5),
         _draw(Sampling(repetition_penalty=2 * Q16), logits.argmax(-1).tolist(), 0),
+        _draw(Sampling(repetition_penalty=2 * Q16), logits.argmax(-1).tolist(), 40),
+        _draw(Sampling(presence_penalty=2 * Q16), logits.argmax(-1).tolist(), 3),
+        _draw(Sampling(frequency_penalty=2 * Q16), logits.argmax(-1).tolist(), 40),
         _draw(Sampling(logit_bias=((size - 1, 1 << 30),)), [], 0),
         _draw(Sampling(repetition_penalty=2 * Q16, presence_penalty=Q16), [], 0),
     ]
-    for count, rules_of in ((1, greedy), (3, others), (9, greedy), (33, greedy + others)):
+    for count, rules_of in ((1, greedy), (8, others), (9, greedy), (33, greedy + others)):
         which = generator.integers(0, 40, count).tolist()
         asked = [(r, 100 + i, rules_of[i % len(rules_of)]) for i, r in enumerate(which)]
         expected = [_specified(logits[r].tolist(), draw, at) for r, at, draw in asked]
