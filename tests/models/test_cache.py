@@ -301,7 +301,7 @@ def test_a_session_that_decodes_holds_as_many_pages_as_were_foreseen(
 def test_a_session_that_can_never_fit_is_known_beforehand() -> None:
     store = _store(4, 0, 3)
     longest = max(n for n in range(1, 400) if store.fits(n))
-    assert longest == 192  # three pages, and at most two of the window's
+    assert longest == 128  # two pages, and two of the window
     assert not store.fits(longest + 1)
     cache = SessionCache(store, longest)
     for position in range(longest):
