@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ from unisono.types import LayerRange, Sampling
 
 KV_BYTES = 2 << 30
 """Memory for keys and values unless another is given."""
+
+MAX_TOP = 32
+"""Likeliest tokens that a draw may report."""
 
 Rows = NDArray[np.int64]
 
@@ -77,7 +81,9 @@ class Decoder(ABC):
         """Residual rows int64 [n, hidden] of token ids; the block must begin the model."""
         if not self.ends[0]:
             raise UnisonoError(f"layers {self.layers} do not hold the embedding")
-        return self._embed(np.asarray(ids, dtype=np.int64))
+        tokens = np.asarray(ids, dtype=np.int64)
+        self._in_vocabulary(tokens)
+        return self._embed(tokens)
 
     def forward(self, rows: Rows, segments: Sequence[Segment]) -> Rows:
         """Run the block.
@@ -110,13 +116,36 @@ class Decoder(ABC):
         return self._logits(rows)
 
     def choose(self, rows: Rows, draws: Sequence[tuple[int, int, Draw]]) -> list[Choice]:
-        """A token per draw, given as (row, position of the token, how)."""
+        """A token per draw, given as (row, position of the token, how).
+
+        Raises:
+            UnisonoError: a row, a token or a setting outside its range.
+        """
         self._needs_head()
+        for row, _, draw in draws:
+            if not 0 <= row < len(rows):
+                raise UnisonoError(f"row {row} is drawn after, of {len(rows)}")
+            if not 0 <= draw.prompt <= len(draw.tokens):
+                raise UnisonoError(f"a prompt of {draw.prompt} in {len(draw.tokens)} tokens")
+            most = min(MAX_TOP, self.config.vocabulary_size)
+            if draw.top_logprobs > most:
+                raise UnisonoError(f"{draw.top_logprobs} likeliest tokens: at most {most}")
+            self._in_vocabulary(draw.tokens)
+            problem = draw.sampling.problem(self.config.vocabulary_size)
+            if problem is not None:
+                raise UnisonoError(problem)
         return self._choose(rows, draws)
 
     @abstractmethod
     def close(self) -> None:
         """Free what the decoder holds; it must not be used afterwards. Idempotent."""
+
+    def _in_vocabulary(self, tokens: NDArray[Any]) -> None:
+        if not tokens.size:
+            return
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.config.vocabulary_size:
+            raise UnisonoError(f"token ids {low} to {high} leave the vocabulary")
 
     def _needs_head(self) -> None:
         if not self.ends[1]:

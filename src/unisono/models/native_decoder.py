@@ -162,8 +162,6 @@ class NativeDecoder(Decoder):
 
     def _embed(self, ids: NDArray[np.int64]) -> Rows:
         rows = np.empty((len(ids), self.config.hidden_size), dtype=np.int64)
-        if len(ids):
-            self._vocabulary_holds(int(ids.min()), int(ids.max()))
         check(
             self._library,
             self._library.unisono_embed(
@@ -171,10 +169,6 @@ class NativeDecoder(Decoder):
             ),
         )
         return rows
-
-    def _vocabulary_holds(self, low: int, high: int) -> None:
-        if low < 0 or high >= self.config.vocabulary_size:
-            raise UnisonoError(f"token ids {low} to {high} leave the vocabulary")
 
     def _forward(self, rows: Rows, segments: Sequence[Segment]) -> Rows:
         out = np.array(rows, dtype=np.int64, order="C")

@@ -150,6 +150,14 @@ def load() -> Any | None:
             ", ".join(missing),
         )
         return None
+    stale = [name for name in _SIGNATURES if not hasattr(library, name)]
+    if stale:
+        log.warning(
+            "the compiled kernels are of another version (%s is missing): install again; until "
+            "then torch computes, slowly.",
+            stale[0],
+        )
+        return None
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype = result
