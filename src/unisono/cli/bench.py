@@ -31,7 +31,7 @@ class Line:
 def bench(
     model: o.Model = o.DEFAULT_MODEL,
     threads: o.Threads = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    device: o.Device = o.DeviceName.auto,
     tokens: Annotated[
         int, typer.Option("--tokens", min=1, help="Tokens that each stream decodes.")
     ] = 64,
@@ -59,7 +59,7 @@ def bench(
 
     stored = prepared(model)
     with err.status("Loading …") as waiting:
-        decoder = _load(stored, device, threads)
+        decoder = _load(stored, device.value, threads)
         works = _works(decoder, tokens)
         lines = [_measured(name, run, repeats, waiting.update) for name, run in works]
     figures: dict[str, Any] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,14 +11,6 @@ from unisono.cli import options as o
 if TYPE_CHECKING:
     from unisono.compose.node_settings import NodeSettings
     from unisono.types import LayerRange, PeerAddress
-
-
-class DeviceName(StrEnum):
-    """What computes."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 def node(
@@ -44,9 +35,7 @@ def node(
         str | None,
         typer.Option("--key", help="File of the node's key, made if it is not there."),
     ] = None,
-    device: Annotated[
-        DeviceName, typer.Option("--device", help="What computes; auto takes cuda if it is there.")
-    ] = DeviceName.auto,
+    device: o.Device = o.DeviceName.auto,
     threads: o.Threads = None,
     kv_gib: Annotated[
         float, typer.Option("--kv-gib", min=0.01, help="Memory for running sessions, in GiB.")

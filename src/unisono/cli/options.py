@@ -21,6 +21,14 @@ class TransportName(StrEnum):
     tcp = "tcp"
 
 
+class DeviceName(StrEnum):
+    """What computes."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 def _set_verbose(ctx: typer.Context, value: bool) -> bool:
     ctx.meta[VERBOSE] = value
     logging.basicConfig(
@@ -56,6 +64,9 @@ Threads = Annotated[
         min=1,
         help="CPU threads that compute, per node; else the nodes of a machine share its cores.",
     ),
+]
+Device = Annotated[
+    DeviceName, typer.Option("--device", help="What computes; auto takes cuda if it is there.")
 ]
 Transport = Annotated[
     TransportName, typer.Option("--transport", help="How nodes reach each other.")

@@ -19,13 +19,11 @@ from unisono.errors import UnisonoError
 from unisono.models.cache import PageStore, SessionCache
 from unisono.models.config import DecoderConfig
 from unisono.models.weights import BlockWeights
+from unisono.native import library
 from unisono.types import LayerRange, Sampling
 
 KV_BYTES = 2 << 30
 """Memory for keys and values unless another is given."""
-
-MAX_TOP = 32
-"""Likeliest tokens that a draw may report."""
 
 Rows = NDArray[np.int64]
 
@@ -127,7 +125,7 @@ class Decoder(ABC):
                 raise UnisonoError(f"row {row} is drawn after, of {len(rows)}")
             if not 0 <= draw.prompt <= len(draw.tokens):
                 raise UnisonoError(f"a prompt of {draw.prompt} in {len(draw.tokens)} tokens")
-            most = min(MAX_TOP, self.config.vocabulary_size)
+            most = min(library.MAX_TOP, self.config.vocabulary_size)
             if draw.top_logprobs > most:
                 raise UnisonoError(f"{draw.top_logprobs} likeliest tokens: at most {most}")
             self._in_vocabulary(draw.tokens)
@@ -176,8 +174,6 @@ def make_decoder(
 
     `threads` counts the CPU threads that compute (default: every core).
     """
-    from unisono.native import library
-
     if device == "cpu" and library.load() is not None:
         from unisono.models.native_decoder import NativeDecoder
 

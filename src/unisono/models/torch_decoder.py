@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -252,17 +253,7 @@ def _layer_on(device: str, weights: LayerWeights) -> Any:
             moved[field.name] = Vector.on(device, part)
         else:
             moved[field.name] = None
-    return _Layer(**moved)
-
-
-class _Layer:
-    """`LayerWeights` on a device."""
-
-    def __init__(self, **parts: Matrix | Vector | None) -> None:
-        self.__dict__.update(parts)
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(name)
+    return SimpleNamespace(**moved)
 
 
 def _matrix_on(device: str, stored: tensors.Matrix | None) -> Matrix | None:

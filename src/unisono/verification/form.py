@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unisono.models.store import StoredModel
 from unisono.models.tokenizer import Tokenizer
-from unisono.types import is_complete, request_hash
+from unisono.types import is_complete, request_hash, stop_rule
 from unisono.verification.receipt import Receipt
 from unisono.verification.verdict import Fault, fault_of
 from unisono.wire.claims import tokens_root
@@ -110,7 +110,7 @@ def _check_tokens(receipt: Receipt, model: StoredModel | None) -> Fault | None:
             f"{last.node[:16]}…) signed",
         )
     request, tokens = receipt.request, receipt.tokens
-    early = next((i for i in range(1, len(tokens)) if is_complete(request, tokens[:i])), None)
+    early = next((i for i in range(1, len(tokens)) if stop_rule(request, i, tokens[i - 1])), None)
     by_rule = "stop" if tokens[-1] in request.stop_tokens else "length"
     problem = ""
     if early is not None:

@@ -105,12 +105,6 @@ inline void weigh_tiled(i64 weights, const u8* digits, i64 span, const u8* value
 
 #ifdef UNISONO_VNNI
 
-inline __m512i spread(const u8* four) {
-    i32 word;
-    std::memcpy(&word, four, 4);
-    return _mm512_set1_epi32(word);
-}
-
 // The instruction multiplies unsigned by signed bytes. Where both are of one kind, one side is
 // moved by 128 and 128 times the other side's sum taken off again.
 void dots_plain(const AttentionTile& t, const u8* key_high, const u8* key_low, Dots& out) {
@@ -223,7 +217,8 @@ void attend(const AttentionTile& t, AttentionScratch& scratch, i64* out, i64* hi
     const i64 begin = first / PAGE, pages = last / PAGE + 1 - begin, span = pages * PAGE;
     const i64 base = begin * PAGE;
     scratch.reserve(span);
-    std::vector<HeadPage> heads(pages);
+    std::vector<HeadPage>& heads = scratch.pages;
+    if (static_cast<i64>(heads.size()) < pages) heads.resize(pages);
     for (i64 p = 0; p < pages; p++) {
         heads[p] = t.pool->head(t.table[begin + p], t.layer, t.kv_head);
         for (int j = 0; j < PAGE; j++) {

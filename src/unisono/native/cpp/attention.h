@@ -19,6 +19,7 @@ struct AttentionScratch {
     std::vector<u8> digits;         // [4][TILE][span] of the weights
     std::vector<i64> key_exponent;  // [span]
     std::vector<i64> value_exponent;
+    std::vector<HeadPage> pages;
     std::vector<i64> weights;  // [pages][LANES], all bits of a page's weights
     void reserve(i64 span);
 };

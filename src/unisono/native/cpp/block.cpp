@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <stdexcept>
 
 namespace unisono {
 
@@ -24,7 +23,6 @@ Block::Block(const BlockConfig& config, const LayerConfig* layers, const i64* fr
     const i64 widest = std::max({config.hidden, config.mlp, config.heads * config.head_size});
     for (Scratch& s : scratch_) {
         s.row.resize(widest);
-        s.second.resize(widest);
         s.high.resize(TILE * config.head_size + 64);
         s.low.resize(TILE * config.head_size + 64);
         s.heads.resize(TILE * config.head_size);
@@ -140,8 +138,10 @@ void Block::narrow(int m, const i64* x, i64 exponent, const Extent& extent) {
     narrow_.set(m, x, reduced);
 }
 
-// The end of attention and MLP: bias, norm, and the sum with the residual row.
-Extent Block::finish(Layer& layer, int norm, int bias, const Matrix& matrix, i64* x, int m, i64* row) {
+// The end of attention and MLP: bias, norm, and the sum with the residual row, whose range it
+// returns.
+Extent Block::finish(Layer& layer, int norm, int bias, const Matrix& matrix, i64* x, int m,
+                     i64* row) {
     const int hidden = static_cast<int>(config_.hidden);
     i64 exponent = add_bias(x, exponent_[m] + matrix.exponent, hidden, layer.vector[bias]);
     if (const Vector weight = layer.vector[norm]) {
@@ -180,11 +180,11 @@ void Block::attention(Layer& layer, i64* rows, int n) {
     narrow_.resize(n, hidden);
     each_row(n, [&](int m, Scratch& s) {
         i64* row = rows + i64(m) * hidden;
-        finish(layer, POST_ATTENTION_NORM, OUTPUT_BIAS, layer.matrix[OUTPUT],
-               wide_.data() + i64(m) * hidden, m, row);
+        const Extent sum = finish(layer, POST_ATTENTION_NORM, OUTPUT_BIAS, layer.matrix[OUTPUT],
+                                  wide_.data() + i64(m) * hidden, m, row);
         const Vector weight = layer.vector[MLP_NORM];
         const Extent extent =
-            rms_norm(row, RESIDUAL_EXPONENT, hidden, weight, epsilon_, s.row.data());
+            rms_norm(row, sum, RESIDUAL_EXPONENT, hidden, weight, epsilon_, s.row.data());
         narrow(m, s.row.data(), weight.exponent - 24, extent);
     });
 }
@@ -213,10 +213,11 @@ void Block::heads_of_row(Layer& layer, int m) {
         query_exponent_[m * heads + h] = turned(x, q_exponent, layer.vector[QUERY_NORM]);
         u8* high = query_high_.data() + (m * heads + h) * size;
         u8* low = query_low_.data() + (m * heads + h) * size;
-        for (int i = 0; i < size; i++) {
-            high[i] = static_cast<u8>(x[i] >> 8);
-            low[i] = static_cast<u8>(x[i]);
-        }
+        each(size, [&](int i) {
+            const Lanes64 v = load(x + i);
+            store_bytes(high + i, v >> 8);
+            store_bytes(low + i, v);
+        });
     }
     i64 *k = key_.data() + m * kv_heads * size, *v = value_.data() + m * kv_heads * size;
     const int width = static_cast<int>(kv_heads * size);
@@ -330,6 +331,13 @@ void Block::head_input(const i64* rows, const i64* which, int n) {
     });
 }
 
+// One block of row m's products as logits: 16 fraction bits, 40 magnitude bits.
+void Block::score(const i64* products, int m, i64* out) const {
+    with_align(-(exponent_[m] + head_->exponent + 16), 40, [&](const auto& aligned) {
+        each(BLOCK, [&](int i) { store(out + i, aligned(load(products + i))); });
+    });
+}
+
 void Block::logits(const i64* rows, int n, i64* out) {
     std::vector<i64> which(n);
     for (int m = 0; m < n; m++) which[m] = m;
@@ -338,11 +346,8 @@ void Block::logits(const i64* rows, int n, i64* out) {
     multiply(threads_, narrow_, *head_, [&](int m, int count, int first, int outputs,
                                             const i64* block, int) {
         for (int r = 0; r < count; r++) {
-            const i64 right = -(exponent_[m + r] + head_->exponent + 16);
             alignas(64) i64 scores[BLOCK];
-            with_align(right, 40, [&](const auto& aligned) {
-                each(BLOCK, [&](int i) { store(scores + i, aligned(load(block + r * BLOCK + i))); });
-            });
+            score(block + r * BLOCK, m + r, scores);
             std::memcpy(out + (m + r) * vocabulary + first, scores, outputs * sizeof(i64));
         }
     });
@@ -367,12 +372,8 @@ void Block::draw(const i64* rows, Draw* draws, int count) {
         const Sink sink = [&](int m, int rows_here, int first, int outputs,
                                                 const i64* block, int thread) {
             for (int r = 0; r < rows_here; r++) {
-                const i64 right = -(exponent_[m + r] + head_->exponent + 16);
-                const i64* x = block + r * BLOCK;
                 alignas(64) i64 scores[BLOCK];
-                with_align(right, 40, [&](const auto& aligned) {
-                    each(BLOCK, [&](int i) { store(scores + i, aligned(load(x + i))); });
-                });
+                score(block + r * BLOCK, m + r, scores);
                 if (slot[m + r] >= 0) {
                     std::memcpy(&logits_[slot[m + r] * vocabulary + first], scores,
                                 outputs * sizeof(i64));

@@ -1,7 +1,6 @@
 // A block of decoder layers (unisono.models.decoder): one pass over rows of many sessions.
 #pragma once
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "attention.h"
@@ -77,7 +76,7 @@ class Block {
         Vector vector[LAYER_VECTORS];
     };
     struct Scratch {
-        std::vector<i64> row, second, highest;
+        std::vector<i64> row, highest;
         std::vector<u8> high, low;
         std::vector<i64> heads;
         AttentionScratch attention;
@@ -94,6 +93,7 @@ class Block {
     void mlp(Layer& layer, i64* rows, int n);
     void narrow(int m, const i64* x, i64 exponent, const Extent& extent);
     Extent finish(Layer& layer, int norm, int bias, const Matrix& matrix, i64* x, int m, i64* row);
+    void score(const i64* products, int m, i64* out) const;
     void head_input(const i64* rows, const i64* which, int n);
     void resize(int n);
 

@@ -1,64 +1,15 @@
 #include "product.h"
 
-#include <cstdlib>
 #include <cstring>
-#include <new>
 
 #ifdef __linux__
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
 namespace unisono {
 
-// --- memory -----------------------------------------------------------------------------------
-
-void* allocate(size_t bytes) {
-    const size_t size = (bytes + 63) / 64 * 64 + 64;
-    void* p = std::aligned_alloc(64, size);
-    if (!p) throw std::bad_alloc();
-    std::memset(p, 0, size);
-    return p;
-}
-
-void Free::operator()(void* p) const { std::free(p); }
-
-void* Arena::take(size_t bytes) {
-    constexpr size_t HUGE_PAGE = size_t(2) << 20;
-    bytes = (bytes + 63) / 64 * 64;
-    if (chunks_.empty() || used_ + bytes > chunks_.back().bytes) {
-        const size_t size = (greater(chunk_, bytes) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-#ifdef __linux__
-        // Untouched parts take no memory. Aligned by hand: mmap knows only small pages.
-        u8* p = static_cast<u8*>(mmap(nullptr, size + HUGE_PAGE, PROT_READ | PROT_WRITE,
-                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-        if (p == MAP_FAILED) throw std::bad_alloc();
-        const size_t before = (HUGE_PAGE - reinterpret_cast<uintptr_t>(p) % HUGE_PAGE) % HUGE_PAGE;
-        if (before) munmap(p, before);
-        if (HUGE_PAGE - before) munmap(p + before + size, HUGE_PAGE - before);
-        void* memory = p + before;
-        madvise(memory, size, MADV_HUGEPAGE);
-#else
-        void* memory = allocate(size);
-#endif
-        chunks_.push_back({memory, size});
-        used_ = 0;
-    }
-    void* out = static_cast<u8*>(chunks_.back().memory) + used_;
-    used_ += bytes;
-    return out;
-}
-
-Arena::~Arena() {
-    for (const Chunk& chunk : chunks_) {
-#ifdef __linux__
-        munmap(chunk.memory, chunk.bytes);
-#else
-        std::free(chunk.memory);
-#endif
-    }
-}
+// --- weights ------------------------------------------------------------------------------------
 
 Matrix::Matrix(Arena& arena, const i8* rows, const u16* scales_in, int n, int k, i64 e)
     : outputs(n), inputs(k), exponent(e) {
@@ -182,12 +133,6 @@ struct Scales {
         : even(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)))),
           odd(_mm512_srli_epi64(even, 32)) {}
 };
-
-inline __m512i spread(const u8* four) {
-    i32 word;
-    std::memcpy(&word, four, 4);
-    return _mm512_set1_epi32(word);
-}
 
 // R rows times one block. Both digits of x are unsigned here (u = x + 2^15 in base 256), so that
 // the signed weights come straight from memory; the weights' own sum takes the 2^15 off again.

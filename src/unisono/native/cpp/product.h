@@ -1,10 +1,10 @@
 // Products of integer rows with grouped int8 weights (unisono.numerics.linear), exact.
 #pragma once
 #include <functional>
-#include <memory>
 #include <vector>
 
 #include "fixed.h"
+#include "memory.h"
 #include "simd.h"
 #include "threads.h"
 
@@ -13,38 +13,6 @@ namespace unisono {
 constexpr int GROUP = 32;   // inputs that share a multiplier
 constexpr int BLOCK = 16;   // outputs that lie together: one vector of 32-bit lanes
 constexpr int TILE_STEP = 64;  // inputs of one product of matrix tiles
-
-// Zeroed memory aligned to a cache line.
-void* allocate(size_t bytes);
-struct Free {
-    void operator()(void* p) const;
-};
-template <class T>
-using Buffer = std::unique_ptr<T[], Free>;
-template <class T>
-Buffer<T> make_buffer(size_t count) {
-    return Buffer<T>(static_cast<T*>(allocate(count * sizeof(T))));
-}
-
-// Memory for weights, in the order they are read, on huge pages: small matrices on pages of 4 KB
-// were read at two thirds of the speed.
-class Arena {
-  public:
-    explicit Arena(size_t chunk = size_t(64) << 20) : chunk_(chunk) {}
-    ~Arena();
-    Arena(const Arena&) = delete;
-    Arena& operator=(const Arena&) = delete;
-    // Zeroed, aligned to a cache line, freed with the arena.
-    void* take(size_t bytes);
-
-  private:
-    struct Chunk {
-        void* memory;
-        size_t bytes;
-    };
-    size_t chunk_, used_ = 0;
-    std::vector<Chunk> chunks_;
-};
 
 // Weights [outputs, inputs] as [outputs / 16][inputs / 4][16][4] int8: four inputs of one output
 // are the 32-bit lane of a dot-product instruction, and the rows of a matrix tile.

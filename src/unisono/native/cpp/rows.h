@@ -16,10 +16,10 @@ struct Epsilon {
     i64 mantissa, exponent;
 };
 
-// unisono.numerics.norm; the result's exponent is weight.exponent - 24. `out` may be `x`.
-inline Extent rms_norm(const i64* x, i64 exponent, int n, Vector weight, Epsilon epsilon,
-                       i64* out) {
-    const Extent given = extent_of(x, n);
+// unisono.numerics.norm of a row of known range; the result's exponent is weight.exponent - 24.
+// `out` may be `x`.
+inline Extent rms_norm(const i64* x, const Extent& given, i64 exponent, int n, Vector weight,
+                       Epsilon epsilon, i64* out) {
     const int first = given.shift(30);
     const Reduction row(30, first);
     exponent += first;
@@ -48,6 +48,11 @@ inline Extent rms_norm(const i64* x, i64 exponent, int n, Vector weight, Epsilon
         store(out + i, v);
     });
     return result;
+}
+
+inline Extent rms_norm(const i64* x, i64 exponent, int n, Vector weight, Epsilon epsilon,
+                       i64* out) {
+    return rms_norm(x, extent_of(x, n), exponent, n, weight, epsilon, out);
 }
 
 // unisono.numerics.rotary on one head, in place; returns the exponent of the result.

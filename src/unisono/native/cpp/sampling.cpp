@@ -17,21 +17,15 @@ i64 base2_distance(i64 below) {
     return lesser(round_shift<16>(lesser(below, MAX_DISTANCE) * 94548), MAX_DISTANCE);
 }
 
-i64 floor_shift(i64 numerator, i64 d) {  // (n << 16) // d for any sign of n, d > 0
-    const i64 n = numerator << 16;
-    const i64 q = n / d;
-    return q - (n % d < 0 ? 1 : 0);
-}
-
 // Penalties and bias, then the range that everything after it is proven for.
 void adjust(i64* scores, int vocabulary, const Draw& d) {
-    std::vector<i32> seen(d.tokens, d.tokens + d.known);
     if (d.repetition != ONE) {
+        std::vector<i32> seen(d.tokens, d.tokens + d.known);
         std::sort(seen.begin(), seen.end());
         seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
         for (i32 t : seen) {
             i64& l = scores[t];
-            l = l > 0 ? floor_shift(l, d.repetition) : (l * d.repetition) >> 16;
+            l = l > 0 ? (l << 16) / d.repetition : (l * d.repetition) >> 16;
         }
     }
     if (d.presence || d.frequency) {

@@ -1,4 +1,4 @@
-// Which instruction sets this build may use, and the two x86 intrinsics that need care.
+// Which instruction sets this build may use, and what the kernels share of them.
 #pragma once
 #include "fixed.h"
 
@@ -20,6 +20,15 @@ namespace unisono {
 // Whether matrix tiles may be used: compiled in, granted by the kernel, not switched off.
 bool tiles_enabled();
 void enable_tiles(bool wanted);
+
+#ifdef UNISONO_VNNI
+// Four bytes in each 32-bit lane.
+inline __m512i spread(const u8* four) {
+    i32 word;
+    std::memcpy(&word, four, 4);
+    return _mm512_set1_epi32(word);
+}
+#endif
 
 #ifdef UNISONO_AMX
 struct alignas(64) TileConfig {
