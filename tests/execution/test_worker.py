@@ -32,15 +32,14 @@ from unisono.wire.messages import (
     Claimed,
     Failed,
     Finish,
-    Info,
     Opened,
     Ping,
     Pong,
-    Probe,
     Refused,
     Rows,
     Token,
 )
+from unisono.wire.records import Info, Probe
 from unisono.wire.rows import encode_rows
 from unisono.wire.transports.base import Stream
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from unisono.types import LayerRange, ModelId, PeerAddress
 from unisono.wire.identity import Identity
-from unisono.wire.messages import NodeRecord
+from unisono.wire.records import NodeRecord
 
 MODEL = ModelId("7b" * 32)
 KEYS = [Identity.from_seed(bytes([i]) * 32) for i in range(24)]

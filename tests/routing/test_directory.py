@@ -17,7 +17,8 @@ from unisono.routing.placement import even_blocks
 from unisono.types import LayerRange, ModelId
 from unisono.wire.frames import encode_frame
 from unisono.wire.identity import Identity
-from unisono.wire.messages import Announce, Announced, NodeRecord, Ping, Pong, Probe, Refused
+from unisono.wire.messages import Ping, Pong, Refused
+from unisono.wire.records import Announce, Announced, NodeRecord, Probe
 from unisono.wire.transports.base import Stream
 from unisono.wire.transports.memory import MemoryNetwork
 

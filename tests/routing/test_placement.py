@@ -10,7 +10,7 @@ from tests.routing.records import KEYS, MODEL, record
 from unisono.errors import CapacityMissing, ConfigurationError, CoverageMissing
 from unisono.routing.placement import best_chain, even_blocks, vacancy
 from unisono.types import LayerRange, ModelId
-from unisono.wire.messages import NodeRecord
+from unisono.wire.records import NodeRecord
 
 LAYERS = 5
 

@@ -30,25 +30,21 @@ from unisono.wire.frames import (
 )
 from unisono.wire.identity import Identity
 from unisono.wire.messages import (
-    Announce,
-    Announced,
     Attach,
     Attached,
     Claimed,
     Failed,
     Finish,
-    Info,
     Message,
-    NodeRecord,
     Open,
     Opened,
     Ping,
     Pong,
-    Probe,
     Refused,
     Rows,
     Token,
 )
+from unisono.wire.records import Announce, Announced, Info, NodeRecord, Probe
 
 
 def hexes(size: int) -> st.SearchStrategy[str]:

@@ -20,7 +20,8 @@ from unisono.native.self_test import self_test
 from unisono.types import LayerRange, ModelId, PeerAddress
 from unisono.wire.frames import decode_frame, encode_frame
 from unisono.wire.identity import Identity
-from unisono.wire.messages import LEASE_SECONDS, Announce, Announced, NodeRecord, Refused
+from unisono.wire.messages import Refused
+from unisono.wire.records import LEASE_SECONDS, Announce, Announced, NodeRecord
 from unisono.wire.transports import make_transport
 from unisono.wire.transports.base import Stream, Transport
 

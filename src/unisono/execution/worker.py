@@ -24,22 +24,19 @@ from unisono.types import ModelId, PeerAddress, SessionId
 from unisono.wire.frames import decode_frame, encode_frame
 from unisono.wire.identity import Identity
 from unisono.wire.messages import (
-    LEASE_SECONDS,
     Attach,
     Attached,
     Claimed,
     Failed,
     Finish,
-    Info,
     Message,
-    NodeRecord,
     Open,
     Opened,
     Ping,
     Pong,
-    Probe,
     Refused,
 )
+from unisono.wire.records import LEASE_SECONDS, Info, NodeRecord, Probe
 from unisono.wire.transports.base import Stream, Transport
 
 log = logging.getLogger(__name__)

@@ -23,18 +23,8 @@ from unisono.types import (
 )
 from unisono.wire.claims import HopClaim, tokens_root
 from unisono.wire.frames import decode_frame, encode_frame
-from unisono.wire.messages import (
-    Claimed,
-    Failed,
-    Finish,
-    NodeRecord,
-    Open,
-    Opened,
-    Ping,
-    Pong,
-    Refused,
-    Token,
-)
+from unisono.wire.messages import Claimed, Failed, Finish, Open, Opened, Ping, Pong, Refused, Token
+from unisono.wire.records import NodeRecord
 from unisono.wire.transports.base import Stream, Transport
 
 log = logging.getLogger(__name__)

@@ -10,15 +10,8 @@ from unisono.errors import PeerCheating, PeerGone, PeerRefused
 from unisono.routing.placement import vacancy
 from unisono.types import LayerRange, ModelId, NodeId
 from unisono.wire.frames import decode_frame, encode_frame
-from unisono.wire.messages import (
-    LEASE_SECONDS,
-    Announce,
-    Announced,
-    NodeRecord,
-    Ping,
-    Pong,
-    Refused,
-)
+from unisono.wire.messages import Ping, Pong, Refused
+from unisono.wire.records import LEASE_SECONDS, Announce, Announced, NodeRecord
 from unisono.wire.transports.base import Stream
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from unisono.errors import CapacityMissing, ConfigurationError, CoverageMissing
 from unisono.types import LayerRange, ModelId, NodeId
-from unisono.wire.messages import NodeRecord
+from unisono.wire.records import NodeRecord
 
 
 def even_blocks(layer_count: int, parts: int) -> tuple[LayerRange, ...]:

@@ -21,7 +21,7 @@ from unisono.routing.network import NodeStatus
 from unisono.routing.placement import best_chain
 from unisono.types import GenerationRequest, ModelId, NodeId, SampledToken, is_complete
 from unisono.wire.claims import HopClaim
-from unisono.wire.messages import NodeRecord
+from unisono.wire.records import NodeRecord
 from unisono.wire.transports.base import Transport
 
 log = logging.getLogger(__name__)
