@@ -13,6 +13,7 @@
     ├── NetworkError              routing cannot serve the request
     │   ├── CoverageMissing       a layer has no holder                (HTTP 503)
     │   ├── CapacityMissing       holders exist, and all are full      (HTTP 429)
+    │   ├── NetworkUnreachable    not one node is known                (HTTP 503)
     │   └── AnswerInterrupted     a hop was lost and none replaces it  (HTTP 502)
     └── ReceiptError              a receipt cannot be read or is not what it claims
 
@@ -81,6 +82,10 @@ class CoverageMissing(NetworkError):
 
 class CapacityMissing(NetworkError):
     """Every holder of some layer is full."""
+
+
+class NetworkUnreachable(NetworkError):
+    """Not one node is known: the gateway is cut off, or nothing has joined it."""
 
 
 class AnswerInterrupted(NetworkError):

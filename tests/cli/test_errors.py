@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from unisono.cli import status
 from unisono.cli.app import app
 from unisono.cli.terminal import printable
 
@@ -70,11 +69,3 @@ def test_an_unknown_stored_model_is_named() -> None:
 
 def test_an_answer_cannot_steer_the_terminal() -> None:
     assert printable("a\x1b[2Jb\r\n\tc\x9b5md\x7f") == "a[2Jb\n\tc5md"
-
-
-def test_coverage_counts_live_nodes_per_run_of_layers() -> None:
-    def node(start: int, stop: int, alive: bool = True) -> dict[str, object]:
-        return {"layers": {"start": start, "stop": stop}, "alive": alive}
-
-    nodes = [node(0, 6), node(6, 12), node(0, 6), node(14, 18), node(6, 18, alive=False)]
-    assert status.coverage(nodes) == [(0, 6, 2), (6, 12, 1), (12, 14, 0), (14, 18, 1)]

@@ -148,7 +148,9 @@ def test_a_dead_node_is_started_again_and_ctrl_c_leaves_no_process(
         url = next(line.split()[1] for line in lines if line.startswith("base_url"))
         status = answered("status", "--base-url", url)
         assert status["ready"]
-        assert status["coverage"] == [{"start": 0, "stop": 3, "nodes": 1}]
+        (model,) = status["models"]
+        assert model["coverage"] == [{"start": 0, "stop": 3, "nodes": 1}]
+        assert model["availability"] == 1
         victim = next(line for line in lines if line.startswith("node 0"))
         os.kill(int(victim.rsplit(" ", 1)[1]), signal.SIGKILL)
         assert "signal 9" in network.stderr.readline()

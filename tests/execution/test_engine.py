@@ -13,11 +13,11 @@ from tests.conftest import TinyModels
 from tests.scenarios.network import KV_BYTES, PROMPT, SAMPLINGS, honest, weights
 from unisono.errors import UnisonoError
 from unisono.execution.engine import Engine, StepResult
-from unisono.models.cache import SessionCache
+from unisono.models.cache import REACH_BACK, SessionCache
 from unisono.models.decoder import Decoder, Draw, Rows, Segment
 from unisono.models.store import StoredModel
 from unisono.models.torch_decoder import TorchDecoder
-from unisono.types import LayerRange
+from unisono.types import LayerRange, SampledToken
 from unisono.wire.claims import row_hash
 from unisono.wire.rows import decode_rows
 
@@ -64,12 +64,11 @@ async def answer(
         last = position + len(part) == len(tokens)
         sampling = draw.get("sampling", SAMPLINGS["penalised"])
         known = np.array(tokens, dtype=np.int32)
-        wanted = Draw(sampling, known, len(prompt), draw.get("top", -1)) if last else None
-        results.append(await engine.step(cache, position, part, wanted))
+        draws = (Draw(sampling, known, len(prompt), draw.get("top", -1)),) if last else ()
+        results.append(await engine.step(cache, position, part, draws))
         position += len(part)
-        token = results[-1].token
-        if token is not None:
-            tokens.append(token.token)
+        assert [t.position for t in results[-1].tokens] == [position] * last
+        tokens += [t.token for t in results[-1].tokens]
     engine.release(cache)
     return results
 
@@ -77,7 +76,7 @@ async def answer(
 def joined(results: list[StepResult]) -> tuple[list[bytes], list[bytes], list[int]]:
     rows = [row for r in results for row in r.encoded]
     hashes = [h for r in results for h in r.hashes]
-    return rows, hashes, [r.token.token for r in results if r.token]
+    return rows, hashes, [t.token for r in results for t in r.tokens]
 
 
 async def test_sessions_side_by_side_get_the_bytes_they_get_alone(tiny_models: TinyModels) -> None:
@@ -108,7 +107,7 @@ async def test_a_result_has_each_rows_canonical_bytes_and_their_hash(
         body = b"".join(result.encoded)
         np.testing.assert_array_equal(decode_rows(result.widths, body, 64), expected)
         assert result.hashes == tuple(row_hash(row) for row in result.encoded)
-        assert result.token is None
+        assert result.tokens == ()
 
 
 async def test_rows_may_come_from_the_hop_before(tiny_models: TinyModels) -> None:
@@ -127,7 +126,7 @@ async def test_rows_may_come_from_the_hop_before(tiny_models: TinyModels) -> Non
 async def test_log_probabilities_come_only_if_they_were_asked_for(tiny_models: TinyModels) -> None:
     async with engine_of(tiny_models.llama) as engine:
         for top in (-1, 0, 3):
-            (last,) = [r.token for r in await answer(engine, PROMPT, 1, top=top) if r.token]
+            (last,) = [t for r in await answer(engine, PROMPT, 1, top=top) for t in r.tokens]
             assert len(last.top) == max(top, 0)
             assert (last.logprob < 0) == (top >= 0)
             if top > 0:
@@ -174,7 +173,7 @@ async def test_a_pass_takes_one_step_of_a_session_and_a_bounded_number_of_rows(
             for s, start, count in steps
         ]
         await asyncio.sleep(0.05)
-        assert engine.queued == 5  # the one in its pass counts until it is done
+        assert engine.queued == 2 + 6 + 2 + 3 + 6  # those in a pass count until it is done
         engine.may_go.set()
         await asyncio.gather(first, *tasks)
         # six rows of session 0, three and one; then two of session 0, and the other five
@@ -191,6 +190,98 @@ async def test_a_step_of_more_rows_than_a_pass_holds_is_cut_into_passes(
     async with engine_of(tiny_models.llama) as engine:
         assert await engine.step(engine.decoder.new_cache(9), 0, PROMPT[:9]) == whole
         assert engine.passes == [1, 1, 1]
+
+
+async def drawn_one_by_one(
+    engine: Engine, tokens: Sequence[int], first: int, sampling: str, top: int
+) -> list[SampledToken]:
+    """What is drawn after each row from position `first` on, each by a step of its own."""
+    cache, drawn = engine.decoder.new_cache(len(tokens)), list[SampledToken]()
+    if first:
+        await engine.step(cache, 0, tuple(tokens[:first]))
+    for position in range(first, len(tokens)):
+        known = np.array(tokens[: position + 1], dtype=np.int32)
+        draw = Draw(SAMPLINGS[sampling], known, 2, top)
+        drawn += (await engine.step(cache, position, (tokens[position],), (draw,))).tokens
+    engine.release(cache)
+    return drawn
+
+
+@pytest.mark.parametrize("rows_of_a_pass", [3, 4, 256])
+@pytest.mark.parametrize("sampling", ["greedy", "penalised"])
+async def test_several_draws_of_a_step_are_those_of_steps_of_one_row_each(
+    tiny_models: TinyModels,
+    monkeypatch: pytest.MonkeyPatch,
+    sampling: str,
+    rows_of_a_pass: int,
+) -> None:
+    tokens = tuple(PROMPT[:14])
+    async with engine_of(tiny_models.llama) as engine:
+        expected = await drawn_one_by_one(engine, tokens, 6, sampling, 3)
+    monkeypatch.setattr("unisono.execution.engine.MAX_ROWS", rows_of_a_pass)
+    async with engine_of(tiny_models.llama) as engine:
+        for first in (6, 8, 13):  # draws after the last 8, 6 and 1 of the rows
+            draws = [
+                Draw(SAMPLINGS[sampling], np.array(tokens[: i + 1], dtype=np.int32), 2, 3)
+                for i in range(first, 14)
+            ]
+            result = await engine.step(engine.decoder.new_cache(14), 0, tokens, draws)
+            assert list(result.tokens) == expected[first - 6 :]
+            assert [t.position for t in result.tokens] == [*range(first + 1, 15)]
+            assert all(len(t.top) == 3 for t in result.tokens)
+
+
+async def test_sessions_with_several_draws_share_passes_and_get_their_own(
+    tiny_models: TinyModels,
+) -> None:
+    async with engine_of(tiny_models.llama) as engine:
+        prompts = [prompt_of(s) for s in range(4)]
+        alone = [await drawn_one_by_one(engine, p, 2, "seeded", -1) for p in prompts]
+
+        async def ahead(prompt: Sequence[int]) -> list[SampledToken]:
+            cache = engine.decoder.new_cache(len(prompt))
+            await engine.step(cache, 0, tuple(prompt[:2]))
+            known = [np.array(prompt[: i + 1], dtype=np.int32) for i in range(2, len(prompt))]
+            draws = [Draw(SAMPLINGS["seeded"], k, 2) for k in known]
+            return list((await engine.step(cache, 2, tuple(prompt[2:]), draws)).tokens)
+
+        engine.passes.clear()
+        assert await asyncio.gather(*(ahead(p) for p in prompts)) == alone
+        assert max(engine.passes) > 1
+
+
+async def test_rows_that_replace_others_give_the_bytes_of_a_session_that_never_had_them(
+    tiny_models: TinyModels,
+) -> None:
+    for model, layers in ((tiny_models.llama, ALL), (tiny_models.gemma, LayerRange(0, 6))):
+        async with engine_of(model, layers) as engine:
+            tokens = tuple(PROMPT[i % 20] for i in range(150))
+            whole = await engine.step(engine.decoder.new_cache(150), 0, tokens)
+            cache, wrong = engine.decoder.new_cache(150), tuple(reversed(PROMPT))
+            await engine.step(cache, 0, tokens[:90])
+            for start, ahead in ((90, 20), (93, 8), (96, 20), (97, 1)):
+                await engine.step(cache, start, wrong[:ahead])
+                # also as far back as sessions may go, though they have been further
+                again = await engine.step(cache, start - 4, tokens[start - 4 : start + 3])
+                assert again.encoded == whole.encoded[start - 4 : start + 3]
+            rest = await engine.step(cache, 100, tokens[100:])
+            assert rest.encoded == whole.encoded[100:]
+            back = await engine.step(cache, 150 - REACH_BACK, tokens[150 - REACH_BACK :])
+            assert back.encoded == whole.encoded[150 - REACH_BACK :]
+
+
+async def test_the_cost_of_passes_and_the_idle_share_are_measured(tiny_models: TinyModels) -> None:
+    async with engine_of(tiny_models.llama) as engine:
+        assert not engine.cost.measured
+        assert engine.idle == 1.0
+        assert engine.row_seconds == 0
+        await asyncio.gather(*(answer(engine, prompt_of(s), 3) for s in range(3)))
+        assert engine.cost.measured
+        assert engine.cost.row > 0
+        assert 0 <= engine.idle < 1
+        assert 1 <= engine.decoding <= 3
+        await engine.step(engine.decoder.new_cache(100), 0, tuple(PROMPT * 5))
+        assert engine.row_seconds > 0
 
 
 async def test_a_long_prompt_leaves_room_for_decoding_in_each_pass(

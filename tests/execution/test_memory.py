@@ -82,8 +82,11 @@ async def test_sessions_that_do_not_fit_together_take_turns_and_give_the_same_by
 
 async def test_a_session_that_can_never_fit_is_told_so(tiny_models: TinyModels) -> None:
     async with engine_with(tiny_models.llama, 2) as engine:
+        cache = engine.decoder.new_cache(200)
         with pytest.raises(UnisonoError, match="memory for keys and values"):
-            await engine.step(engine.decoder.new_cache(200), 0, LONG)
+            await engine.step(cache, 0, LONG)
+        assert await held(engine) <= engine.decoder.store.budget
+        engine.release(cache)
         assert await held(engine) == 0
         fits = await engine.step(engine.decoder.new_cache(64), 0, LONG[:64])
         assert len(fits.hashes) == 64

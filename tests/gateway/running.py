@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from openai import AsyncOpenAI
 
 from tests.gateway.scripted import ScriptedNetwork, babble, scripted_model
 from unisono.gateway import (
+    Fallback,
     GatewayServer,
     GatewayService,
     GatewaySettings,
@@ -73,6 +74,8 @@ async def running_gateway(
     *,
     model: ServedModel | None = None,
     receipts: ReceiptStore | None = None,
+    others: Sequence[ServedModel] = (),
+    fallbacks: Sequence[Fallback] = (),
     **settings: Any,
 ) -> AsyncIterator[Running]:
     """A gateway in this event loop, on a free port, in front of a scripted network."""
@@ -81,10 +84,11 @@ async def running_gateway(
     store = receipts or ReceiptStore(None)
     service = GatewayService(
         network=network,
-        models=[model or scripted_model()],
+        models=[model or scripted_model(), *others],
         identity=identity,
         receipts=store,
-        settings=GatewaySettings(**settings),
+        settings=GatewaySettings(**{"health_seconds": 0.0, **settings}),
+        fallbacks=fallbacks,
     )
     server = await serve(create_app(service))
     try:

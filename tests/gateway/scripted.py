@@ -14,6 +14,7 @@ from unisono.types import (
     GenerationRequest,
     LayerRange,
     ModelId,
+    NodeId,
     SampledToken,
     SessionId,
     digest,
@@ -143,6 +144,12 @@ class ScriptedNetwork:
         self.gateway = gateway
         self.hops = [Identity.generate(), Identity.generate()]
         self.alive = [True, True]
+        self.held = MODEL
+        self.standbys = 0
+        """More nodes with all layers, of which the first `standbys_alive` answer."""
+        self.standbys_alive = 0
+        self.facts: dict[str, dict[str, Any]] = {}
+        """More of the status of single nodes."""
         self.answers: list[ScriptedAnswer] = []
         self.open_error: Exception | None = None
         self.finish_error: Exception | None = None
@@ -163,13 +170,25 @@ class ScriptedNetwork:
             NodeStatus(
                 node=identity.node_id,
                 address=f"memory://{identity.node_id}@here",
-                model=MODEL,
+                model=self.held,
                 layers=LayerRange(2 * i, 2 * i + 2),
                 free_positions=1000 + i,
                 sessions=0,
                 alive=self.alive[i],
+                **self.facts.get(identity.node_id, {}),
             )
             for i, identity in enumerate(self.hops)
+        ) + tuple(
+            NodeStatus(
+                node=NodeId(f"{i:064x}"),
+                address=f"memory://{i:064x}@there",
+                model=self.held,
+                layers=LayerRange(0, 4),
+                free_positions=0,
+                sessions=0,
+                alive=i < self.standbys_alive,
+            )
+            for i in range(self.standbys)
         )
 
     async def close(self) -> None:

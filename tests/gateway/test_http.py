@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import httpx
 import openai
 import pytest
 
-from tests.gateway.running import HI, Gate, running_gateway, until
+from tests.gateway.running import HI, Gate, Running, running_gateway, until
 from tests.gateway.scripted import MODEL
 from unisono.errors import ConfigurationError
 from unisono.gateway import create_app, serve
@@ -50,6 +51,40 @@ async def test_a_large_body_is_read_without_holding_up_the_gateway() -> None:
         with pytest.raises(openai.BadRequestError) as raised:
             await gateway.openai.completions.create(model="default", prompt="x" * 100_000)
         assert raised.value.code == "context_length_exceeded"
+
+
+async def slowly(gateway: Running, path: str, *pieces: bytes) -> tuple[bytes, float]:
+    """Send the beginning of a body and wait for what comes; returns it and how long that took."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port)
+    started = asyncio.get_running_loop().time()
+    writer.write(f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 9999\r\n\r\n".encode())
+    for piece in pieces:
+        writer.write(piece)
+        await writer.drain()
+        await asyncio.sleep(0.03)
+    answer = await asyncio.wait_for(reader.read(), 5)  # until the gateway closes
+    writer.close()
+    return answer, asyncio.get_running_loop().time() - started
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("pieces", [(), (b'{"model": ',), (b"{",) * 5], ids=len)
+async def test_a_body_that_takes_too_long_is_a_408_and_ends_the_connection(
+    path: str, pieces: tuple[bytes, ...]
+) -> None:
+    async with running_gateway(body_seconds=0.1) as gateway:
+        answer, seconds = await slowly(gateway, path, *pieces)
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408 ")
+        assert b"connection: close" in head
+        error = json.loads(body)["error"]
+        assert error["code"] == "request_timeout"
+        assert error["type"] == "invalid_request_error"
+        assert "within 0.1 seconds" in error["message"]
+        assert 0.09 < seconds < 3
+        text = (await gateway.http.get("/metrics")).text
+        assert 'errors_total{kind="request_timeout"} 1.0' in text
+        assert (await gateway.chat()).status_code == 200
 
 
 async def test_without_a_known_key_only_the_health_of_the_gateway_is_shown() -> None:
@@ -129,6 +164,52 @@ async def test_the_network_can_be_looked_at() -> None:
         first, second = (await gateway.http.get("/v1/network")).json()["data"]
         assert first["node"] == gateway.network.hops[0].node_id
         assert second["layers"] == {"start": 2, "stop": 4}
+
+
+async def test_the_map_shows_coverage_links_and_availability() -> None:
+    async with running_gateway() as gateway:
+        first, second = gateway.network.hops
+        gateway.network.facts = {
+            first.node_id: {"coordinate": (3000, 0, 0, 100), "rtt_us": 5000, "bandwidth": 10**6},
+            second.node_id: {"coordinate": (0, 4000, 0, 200), "queue": 3, "price_out": 7},
+        }
+        shown = (await gateway.http.get("/v1/network")).json()
+        assert shown["models"] == [
+            {
+                "name": "scripted-1b",
+                "id": MODEL,
+                "layers": 4,
+                "availability": 1.0,
+                "alive": 2,
+                "known": 2,
+                "holders": [1, 1, 1, 1],
+                "room": [1000, 1000, 1001, 1001],
+                "missing": [],
+                "trouble": None,
+            }
+        ]
+        assert shown["links"] == [
+            {
+                "source": None,
+                "target": first.node_id,
+                "rtt_us": 5000,
+                "bandwidth": 0,
+                "estimated": False,
+            },
+            {
+                "source": first.node_id,
+                "target": second.node_id,
+                "rtt_us": 5300,
+                "bandwidth": 10**6,
+                "estimated": True,
+            },
+        ]
+        assert shown["data"][1]["queue"] == 3
+        gateway.network.alive[1] = False
+        shown = (await gateway.http.get("/v1/network")).json()
+        assert shown["models"][0]["missing"] == [{"start": 2, "stop": 4}]
+        assert shown["models"][0]["trouble"] == "coverage"
+        assert [link["target"] for link in shown["links"]] == [first.node_id]
 
 
 async def test_an_unknown_receipt_is_a_404() -> None:

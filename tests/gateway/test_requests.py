@@ -13,7 +13,7 @@ from unisono.gateway.requests import Ask, read_chat, read_text
 from unisono.gateway.sampling import fixed, seed_of_sample
 from unisono.gateway.served import ServedModels
 from unisono.gateway.settings import GatewaySettings
-from unisono.types import Q16, LayerRange, Sampling
+from unisono.types import Q16, Sampling
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -262,15 +262,6 @@ def test_a_model_goes_by_name_alias_and_id() -> None:
     assert all(models.find(name) is model for name in ("scripted-1b", "lab/scripted", model.id))
     with pytest.raises(ConfigurationError, match="names two served models"):
         ServedModels([model, scripted_model(id="ab" * 32)])
-
-
-def test_missing_layers_are_the_first_gap() -> None:
-    model = scripted_model()
-    assert model.missing_layers([LayerRange(0, 4)]) is None
-    assert model.missing_layers([LayerRange(2, 4), LayerRange(0, 3)]) is None
-    assert model.missing_layers([LayerRange(0, 1), LayerRange(2, 4)]) == LayerRange(1, 2)
-    assert model.missing_layers([LayerRange(0, 3)]) == LayerRange(3, 4)
-    assert model.missing_layers([]) == LayerRange(0, 4)
 
 
 def test_settings_never_show_the_keys() -> None:

@@ -22,6 +22,7 @@ from tests.tiny_weights import tiny_config, tiny_weights
 from unisono.errors import UnisonoError
 from unisono.models.cache import (
     PAGE,
+    REACH_BACK,
     OutOfPages,
     PageStore,
     Prefix,
@@ -88,6 +89,7 @@ class Writer:
 
     cache: SessionCache
     contents: list[int] = field(default_factory=list)
+    furthest: int = 0
 
 
 class Pages(RuleBasedStateMachine):
@@ -128,7 +130,7 @@ class Pages(RuleBasedStateMachine):
         cache = SessionCache(self.store, model.cache.capacity)
         cache.adopt(found)
         assert cache.length == len(found) * PAGE
-        self.sessions.append(Writer(cache, model.contents[: cache.length]))
+        self.sessions.append(Writer(cache, model.contents[: cache.length], cache.length))
 
     @rule(
         data=st.data(),
@@ -153,6 +155,7 @@ class Pages(RuleBasedStateMachine):
                 assert not self.store.is_shared(group, page)
                 self.memory.at(group, page)[position % PAGE] = session.contents[position]
         cache.advance(stop)
+        session.furthest = max(session.furthest, stop)
         if keep:
             for i, key in enumerate(_keys(session.contents)):
                 pages = cache.page(i)
@@ -162,6 +165,8 @@ class Pages(RuleBasedStateMachine):
     def _reserved(self, session: Writer, start: int, stop: int) -> bool:
         cache, behind = session.cache, session.cache.length - start
         held = cache.held
+        # as far back as from the furthest that it has ever been
+        allowed = start >= session.furthest - REACH_BACK
         try:
             cache.reserve(start, stop)
         except OutOfPages:
@@ -173,6 +178,7 @@ class Pages(RuleBasedStateMachine):
         except UnisonoError:
             # going back was too far: a position that `start` sees is no longer held
             assert behind > 0
+            assert not allowed
             assert any(
                 layers.window and cache.tables[group, max(0, start - layers.window + 1) // PAGE] < 0
                 for group, layers in enumerate(self.store.groups)
@@ -250,11 +256,11 @@ class Pages(RuleBasedStateMachine):
                     assert read == session.contents[position]
 
     @invariant()
-    def windows_hold_no_page_that_no_later_position_sees(self) -> None:
+    def windows_hold_no_page_that_nothing_sees_from_as_far_back_as_a_session_goes(self) -> None:
         for session in self.sessions:
             for group, layers in enumerate(self.store.groups):
                 if layers.window:
-                    first = max(0, session.cache.length - layers.window + 1)
+                    first = max(0, session.cache.length - REACH_BACK - layers.window + 1)
                     assert (session.cache.tables[group, : first // PAGE] < 0).all()
 
     def teardown(self) -> None:
@@ -301,7 +307,7 @@ def test_a_session_that_decodes_holds_as_many_pages_as_were_foreseen(
 def test_a_session_that_can_never_fit_is_known_beforehand() -> None:
     store = _store(4, 0, 3)
     longest = max(n for n in range(1, 400) if store.fits(n))
-    assert longest == 128  # two pages, and two of the window
+    assert longest == 128  # two pages, and two of the window: all that it reaches back to
     assert not store.fits(longest + 1)
     cache = SessionCache(store, longest)
     for position in range(longest):
@@ -323,7 +329,7 @@ def test_a_group_that_has_all_of_its_pages_is_out_of_them_though_bytes_are_left(
     with pytest.raises(OutOfPages):
         cache.reserve(256, 257)
     assert store.used < store.budget
-    assert cache.held == 5
+    assert cache.held == 6  # two of the window: it may go back a page's length
 
 
 def test_nothing_is_taken_before_it_is_needed() -> None:
@@ -339,9 +345,9 @@ def test_a_sliding_window_gives_back_the_pages_that_nothing_sees() -> None:
     cache = SessionCache(store, 1000)
     cache.reserve(0, 130)
     assert store.used == 3 * store.bytes[0]
-    cache.advance(130)  # position 130 sees 128 and 129
-    assert (cache.tables[0, :4] >= 0).tolist() == [False, False, True, False]
-    assert store.used == store.bytes[0]
+    cache.advance(130)  # position 66, as far back as the session may go, sees 64 and 65
+    assert (cache.tables[0, :4] >= 0).tolist() == [False, True, True, False]
+    assert store.used == 2 * store.bytes[0]
 
 
 def test_a_session_may_go_back_as_far_as_its_windows_are_held() -> None:
@@ -349,13 +355,29 @@ def test_a_session_may_go_back_as_far_as_its_windows_are_held() -> None:
     cache = SessionCache(store, 1000)
     cache.reserve(0, 130)
     cache.advance(130)
-    with pytest.raises(UnisonoError, match=r"position 129 sees positions that .* given up"):
-        cache.reserve(129, 130)
+    cache.reserve(130 - REACH_BACK, 130)
+    with pytest.raises(UnisonoError, match=r"position 65 sees positions that .* given up"):
+        cache.reserve(65, 130)
     cache.reserve(130, 200)
     cache.advance(200)
-    cache.reserve(195, 196)  # sees 193 and 194, of a page that is held
+    cache.reserve(200 - REACH_BACK, 196)
+    cache.reserve(130, 131)  # sees 128 and 129, of a page that is held
     with pytest.raises(UnisonoError, match="is at position 200"):
-        cache.reserve(193, 194)
+        cache.reserve(129, 130)
+    cache.advance(150)  # to go back does not bring back what was given up
+    with pytest.raises(UnisonoError, match="position 129 sees positions"):
+        cache.reserve(129, 130)
+
+
+@given(st.sampled_from([1, 3, 63, 64, 65, 130]), st.integers(1, 600))
+def test_from_wherever_it_is_a_session_can_go_back_as_far_as_was_promised(
+    window: int, length: int
+) -> None:
+    store = _store(100, 0, window)
+    cache = SessionCache(store, length)
+    cache.reserve(0, length)
+    cache.advance(length)
+    cache.reserve(max(0, length - REACH_BACK), length)
 
 
 def test_without_windows_a_session_may_begin_anew() -> None:
@@ -536,6 +558,18 @@ def test_moving_in_without_room_changes_nothing() -> None:
     cache.move_in()
     assert not cache.moved_out
     assert [memory.at(0, int(page))[0] for page in cache.tables[0]] == [0, 1]
+
+
+def test_a_session_that_was_moved_out_has_to_come_in_before_it_goes_on() -> None:
+    store = _store(3, 0, memory=True)
+    cache = _filled(store, 2)
+    cache.move_out()
+    for start in (0, 100, 128):
+        with pytest.raises(UnisonoError, match="move it in before it goes on"):
+            cache.reserve(start, start + 1)
+    assert (store.used, cache.held, cache.moved_out) == (0, 0, True)
+    cache.move_in()
+    cache.reserve(100, 128)
 
 
 def test_a_session_that_was_moved_out_can_be_closed() -> None:

@@ -30,11 +30,11 @@ from unisono.errors import (
     PeerRefused,
     UnisonoError,
 )
-from unisono.execution.worker import Worker
+from unisono.execution.worker import PeerLost, Worker
 from unisono.routing.swarm import MAX_ATTEMPTS
-from unisono.types import LayerRange, ModelId
-from unisono.wire.messages import Open, Token
-from unisono.wire.transports.base import Stream
+from unisono.types import LayerRange, ModelId, SampledToken
+from unisono.wire.link import Link
+from unisono.wire.messages import Open, Opened, Tokens
 
 
 class Hasty(SystemClock):
@@ -51,7 +51,7 @@ class Hasty(SystemClock):
 class Full(Worker):
     """Announces room that it does not have."""
 
-    def _open(self, stream: Stream, opened: Open, body: bytes) -> Any:
+    def _admit(self, link: Link, opened: Open, body: bytes) -> Any:
         raise PeerRefused("no room, whatever the record says", "capacity")
 
 
@@ -60,11 +60,11 @@ class FullOnce(Worker):
 
     asked = 0
 
-    def _open(self, stream: Stream, opened: Open, body: bytes) -> Any:
+    def _admit(self, link: Link, opened: Open, body: bytes) -> Any:
         type(self).asked += 1
         if type(self).asked == 1:
             raise PeerRefused("a moment please", "capacity")
-        return super()._open(stream, opened, body)
+        return super()._admit(link, opened, body)
 
 
 @pytest.fixture
@@ -255,9 +255,8 @@ class Unsigning(Worker):
 
     node: TinyNode
 
-    async def _finish(self, session: Any, tokens: int) -> None:
+    def _finish(self, session: Any, tokens: int) -> None:
         self._transport._network.kill(self._identity.node_id)  # type: ignore[attr-defined]
-        raise PeerGone("killed")
 
 
 async def test_a_hop_that_vanishes_while_the_others_sign_is_replaced(
@@ -277,7 +276,7 @@ async def test_a_hop_that_vanishes_while_the_others_sign_is_replaced(
 class Mute(Worker):
     """Never signs, and stays."""
 
-    async def _finish(self, session: Any, tokens: int) -> None:
+    def _finish(self, session: Any, tokens: int) -> None:
         return
 
 
@@ -296,7 +295,7 @@ async def test_a_hop_that_does_not_sign_in_time_is_replaced(
 class Forger(Worker):
     """Signs a claim to more than it did."""
 
-    async def _finish(self, session: Any, tokens: int) -> None:
+    def _finish(self, session: Any, tokens: int) -> None:
         claim = session.claim
 
         def longer(tokens: int, identity: Any) -> Any:
@@ -304,7 +303,7 @@ class Forger(Worker):
             return msgspec.structs.replace(honest, request="00" * 32).signed_by(identity)
 
         session.claim = longer
-        await super()._finish(session, tokens)
+        super()._finish(session, tokens)
 
 
 async def test_a_hop_that_signs_something_else_is_replaced(tiny_models: TinyModels) -> None:
@@ -343,12 +342,12 @@ async def test_a_replacement_that_computes_other_tokens_does_not_go_unnoticed(
 class Breaking(Worker):
     """Its engine fails after the prompt."""
 
-    async def _control(self, stream: Stream, opened: Open, body: bytes) -> None:
+    def _open(self, link: Link, opened: Open, body: bytes) -> None:
         def broken(*_: Any) -> Any:
             raise RuntimeError("out of memory")
 
         self._engine._compute = broken  # type: ignore[method-assign]
-        await super()._control(stream, opened, body)
+        super()._open(link, opened, body)
 
 
 @pytest.mark.parametrize("block", [LayerRange(0, 2), LayerRange(2, 4)], ids=str)
@@ -370,14 +369,12 @@ class Slanderer(Worker):
 
     victim: Any = None
 
-    async def _report(self, session: Any, error: UnisonoError) -> None:
-        from unisono.execution.flow import PeerLost
+    def _report(self, session: Any, error: UnisonoError) -> None:
+        super()._report(session, PeerLost(self.victim, PeerGone("it was the other one")))
 
-        await super()._report(session, PeerLost(self.victim, PeerGone("it was the other one")))
-
-    async def _control(self, stream: Stream, opened: Open, body: bytes) -> None:
+    def _open(self, link: Link, opened: Open, body: bytes) -> None:
         self._engine._compute = lambda *_: 1 / 0  # type: ignore[method-assign]
-        await super()._control(stream, opened, body)
+        super()._open(link, opened, body)
 
 
 async def test_a_hop_cannot_blame_a_node_outside_its_chain(tiny_models: TinyModels) -> None:
@@ -395,14 +392,9 @@ async def test_a_hop_cannot_blame_a_node_outside_its_chain(tiny_models: TinyMode
 class Eager(Worker):
     """Tells the gateway a token that was not its turn."""
 
-    async def _control(self, stream: Stream, opened: Open, body: bytes) -> None:
-        from unisono.types import SampledToken
-        from unisono.wire.frames import encode_frame
-        from unisono.wire.messages import Opened
-
-        await stream.send(encode_frame(Opened(opened.session)))
-        await stream.send(encode_frame(Token(opened.session, SampledToken(opened.start + 1, 5))))
-        await asyncio.Event().wait()
+    def _open(self, link: Link, opened: Open, body: bytes) -> None:
+        link.post(Opened(opened.session))
+        link.post(Tokens(opened.session, (SampledToken(opened.start + 1, 5),)))
 
 
 async def test_a_token_that_skips_a_position_loses_the_hop_its_place(
@@ -419,10 +411,9 @@ async def test_a_token_that_skips_a_position_loses_the_hop_its_place(
 class Frozen(Worker):
     """Opens a session and then does not even answer pings."""
 
-    async def _obey(self, session: Any) -> None:
-        await asyncio.sleep(0)
-        session.cancel()
-        await asyncio.Event().wait()
+    def _open(self, link: Link, opened: Open, body: bytes) -> None:
+        link.post(Opened(opened.session))
+        link.post = lambda *_: None  # type: ignore[method-assign]
 
 
 async def test_a_hop_that_answers_no_ping_is_replaced(
@@ -430,8 +421,8 @@ async def test_a_hop_that_answers_no_ping_is_replaced(
     undisturbed: dict[str, tuple[int, ...]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("unisono.routing.chain.PING_SECONDS", 0.05)
-    monkeypatch.setattr("unisono.routing.chain.SILENT_SECONDS", 0.4)
+    monkeypatch.setattr("unisono.wire.link.PING_SECONDS", 0.05)
+    monkeypatch.setattr("unisono.wire.link.SILENT_SECONDS", 0.4)
     async with tiny_network(tiny_models.llama, 1) as net:
         net.swarm._extra[net.nodes[0].identity.node_id] = 9
         await net.add(LayerRange(0, 4), worker=Frozen)
@@ -453,9 +444,8 @@ async def test_an_opening_that_is_given_up_leaves_no_session(
     tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Slow(Worker):
-        async def _control(self, stream: Stream, opened: Open, body: bytes) -> None:
-            await asyncio.sleep(0.5)
-            await super()._control(stream, opened, body)
+        def _open(self, link: Link, opened: Open, body: bytes) -> None:
+            asyncio.get_running_loop().call_later(0.5, super()._open, link, opened, body)
 
     async with tiny_network(tiny_models.llama, [LayerRange(2, 4)]) as net:
         await net.add(LayerRange(0, 2), worker=Slow)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -25,12 +26,19 @@ from unisono.models.weights import BlockWeights
 from unisono.routing.directory import Directory
 from unisono.routing.placement import even_blocks
 from unisono.routing.swarm import Swarm
-from unisono.types import Q16, GenerationRequest, LayerRange, Sampling
+from unisono.types import (
+    Q16,
+    GenerationRequest,
+    LayerRange,
+    PeerAddress,
+    SampledToken,
+    Sampling,
+)
 from unisono.verification.receipt import VERSION, Receipt
 from unisono.wire.claims import HopClaim
-from unisono.wire.frames import decode_frame, encode_frame
+from unisono.wire.frames import FRAME_PREFIX, decode_frame, encode_frame, frame_size
 from unisono.wire.identity import Identity
-from unisono.wire.messages import Message, Open
+from unisono.wire.messages import Bundle, Message, Multiplex, Open, Ping, Pong, Tokens
 from unisono.wire.transports.base import Stream
 from unisono.wire.transports.memory import MemoryNetwork
 
@@ -310,6 +318,30 @@ class Peer:
     async def dial(self, node: TinyNode) -> Stream:
         return await self.transport.dial(node.address)
 
+    async def link(self, node: TinyNode) -> Line:
+        """A link with a node."""
+        line = Line(await self.dial(node))
+        await line.send(Multiplex())
+        return line
+
+    async def listen(self) -> PeerAddress:
+        """Take the links that nodes dial; `caller` gives them."""
+        address = await self.transport.bind()
+        self._lines = asyncio.Queue[Line]()
+
+        async def take(stream: Stream) -> None:
+            assert await receive(stream) == Multiplex()
+            self._lines.put_nowait(Line(stream))
+            await asyncio.Event().wait()
+
+        self.serving = asyncio.create_task(self.transport.serve(take))
+        return address
+
+    async def caller(self) -> Line:
+        """The next link that a node dialled."""
+        async with asyncio.timeout(10):
+            return await self._lines.get()
+
     async def ask(self, node: TinyNode, message: Message, body: bytes = b"") -> Message:
         """The first reply to a message on a new stream, which is then closed."""
         stream = await self.dial(node)
@@ -318,6 +350,89 @@ class Peer:
             return await receive(stream)
         finally:
             await stream.close()
+
+
+class Line:
+    """The other end of a node's link, held by a test. By itself it only answers pings."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self._waiting: deque[tuple[Message, bytes]] = deque()
+
+    async def send(self, message: Message, body: bytes = b"") -> None:
+        await self.stream.send(encode_frame(message, body))
+
+    async def receive(self) -> tuple[Message, bytes]:
+        """The next message that is no ping, and its body.
+
+        Raises:
+            WireError: the link is lost.
+            TimeoutError: nothing comes.
+        """
+        async with asyncio.timeout(10):
+            while not self._waiting:
+                frame = await self.stream.receive()
+                for message, body in unbundled(frame):
+                    if isinstance(message, Ping):
+                        await self.send(Pong(message.nonce))
+                    elif not isinstance(message, Pong):
+                        self._waiting.append((message, body))
+        return self._waiting.popleft()
+
+    async def message(self) -> Message:
+        """The next message that is no ping."""
+        return (await self.receive())[0]
+
+    async def tokens(self, count: int) -> list[SampledToken]:
+        """As many tokens as come next.
+
+        Raises:
+            AssertionError: something else comes, or more.
+        """
+        found: list[SampledToken] = []
+        while len(found) < count:
+            message = await self.message()
+            assert isinstance(message, Tokens), message
+            found += message.tokens
+        assert len(found) == count
+        return found
+
+    async def is_quiet(self, seconds: float = 0.05) -> bool:
+        """Whether nothing but pings comes for a while."""
+        try:
+            async with asyncio.timeout(seconds):
+                self._waiting.appendleft(await self.receive())
+        except TimeoutError:
+            return True
+        return False
+
+    async def is_lost(self) -> bool:
+        """Whether the node ends the link, whatever it says before."""
+        with contextlib.suppress(TimeoutError):
+            try:
+                while True:
+                    await self.receive()
+            except WireError:
+                return True
+        return False
+
+    async def close(self) -> None:
+        await self.stream.close()
+
+
+def unbundled(frame: bytes) -> list[tuple[Message, bytes]]:
+    """The messages of a frame, which may be a bundle."""
+    message, body = decode_frame(frame)
+    if not isinstance(message, Bundle):
+        return [(message, bytes(body))]
+    found: list[tuple[Message, bytes]] = []
+    while body:
+        size = frame_size(body[:FRAME_PREFIX])
+        part, rest = decode_frame(bytes(body[:size]))
+        found.append((part, bytes(rest)))
+        body = body[size:]
+    assert len(found) == message.count
+    return found
 
 
 async def receive(stream: Stream) -> Message:
@@ -351,8 +466,9 @@ def open_message(network: TinyNetwork, node: TinyNode, gateway: str, **changes: 
         "layers": node.layers,
         "hop": 0,
         "hops": 1,
+        "previous": None,
         "next": None,
-        "first": None,
+        "resume": 4,
         "sampling": Sampling(),
         "prompt": 4,
         "positions": 12,
@@ -360,6 +476,7 @@ def open_message(network: TinyNetwork, node: TinyNode, gateway: str, **changes: 
         "max_tokens": 8,
         "stop_tokens": (),
         "top_logprobs": -1,
+        "draft": True,
     }
     return Open(**(fields | changes))
 

@@ -20,6 +20,7 @@ from tests.gateway.running import until
 from unisono.compose.gateway import Front, FrontSettings
 from unisono.compose.local import LocalNode, start_node
 from unisono.compose.node_settings import NodeSettings
+from unisono.compose.offer import model_facts
 from unisono.errors import ConfigurationError
 from unisono.models.store import ModelStore
 from unisono.routing.placement import even_blocks
@@ -108,7 +109,7 @@ async def processes(
 ) -> AsyncIterator[Network]:
     """One node process per block, announced, behind a gateway; none is left afterwards."""
     cache = str(store.root)
-    front = Front(FrontSettings(model=model, blocks=3, port=0, transport=transport, cache=cache))
+    front = Front(FrontSettings(model=model, port=0, transport=transport, cache=cache))
     nodes: list[LocalNode] = []
     try:
         address = str(await front.bind())
@@ -120,9 +121,7 @@ async def processes(
         server = await front.start()
         await asyncio.gather(*(node.ready() for node in nodes))
         await front.wait_for_coverage(30)
-        assert front.directory is not None
-        directory = front.directory
-        await until(lambda: len(directory.records()) == len(nodes))
+        await until(lambda: len(front.members.records()) == len(nodes))
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
             yield Network(front, nodes, http)
     finally:
@@ -217,13 +216,13 @@ async def test_a_stopped_node_that_comes_back_serves_again(tiny_models: TinyMode
             layers=None,
             transport="tcp",
             cache=str(store.root),
+            memory=model_facts(tiny_models.gemma).bytes_of(BLOCKS[1]),
         )
         fresh = await asyncio.to_thread(start_node, settings)
         net.nodes.append(fresh)
         await fresh.ready()
         await net.front.wait_for_coverage(10)
-        assert net.front.directory is not None
-        back = {r.node: r.layers for r in net.front.directory.records()}
+        back = {r.node: r.layers for r in net.front.members.records()}
         assert fresh.address is not None
         assert back[fresh.address.node] == BLOCKS[1]  # the block that was missing
         again = await net.ask(max_tokens=8)
@@ -250,6 +249,7 @@ ORPHAN = """
 import asyncio, sys, time
 from unisono.compose.local import start_node
 from unisono.compose.node_settings import NodeSettings
+from unisono.compose.offer import model_facts
 
 def main():
     settings = NodeSettings(model=sys.argv[1], transport="tcp", cache=sys.argv[2])

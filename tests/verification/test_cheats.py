@@ -30,9 +30,9 @@ from unisono.models.store import ModelStore, StoredModel
 from unisono.types import LayerRange
 from unisono.verification.replay import verify
 from unisono.verification.verdict import Fault
+from unisono.wire.link import Link
 from unisono.wire.messages import Open
 from unisono.wire.rows import encode_rows
-from unisono.wire.transports.base import Stream
 
 
 def fault_of(made: Made, store: ModelStore) -> Fault:
@@ -115,8 +115,8 @@ def test_computing_another_prompt_is_named_where_the_prompts_part(tiny_models: T
 class Deaf(Worker):
     """A first hop that takes another prompt for the given one, and signs that it did."""
 
-    def _open(self, stream: Stream, opened: Open, body: bytes) -> Any:
-        return super()._open(stream, opened, tokens_body(7) + body[4:])
+    def _admit(self, link: Link, opened: Open, body: bytes) -> Any:
+        return super()._admit(link, opened, tokens_body(7) + body[4:])
 
 
 def test_signing_for_another_prompt_is_named(tiny_models: TinyModels) -> None:

@@ -28,23 +28,27 @@ from unisono.wire.frames import (
     encode_frame,
     frame_size,
 )
+from unisono.wire.gossip_messages import MAX_DEPTH, Beat, Exchange, Newer, Region, Wanted
 from unisono.wire.identity import Identity
 from unisono.wire.messages import (
-    Attach,
-    Attached,
+    Bundle,
     Claimed,
+    Close,
     Failed,
     Finish,
     Message,
+    Multiplex,
     Open,
     Opened,
     Ping,
     Pong,
     Refused,
+    Rewire,
+    Rewired,
     Rows,
-    Token,
+    Tokens,
 )
-from unisono.wire.records import Announce, Announced, Info, NodeRecord, Probe
+from unisono.wire.records import Info, NodeRecord, Probe
 
 
 def hexes(size: int) -> st.SearchStrategy[str]:
@@ -67,7 +71,7 @@ token_ids = st.integers(0, (1 << 32) - 1)
 logprobs = st.integers(-(1 << 31), (1 << 31) - 1)
 tokens = st.builds(
     SampledToken,
-    st.integers(0, (1 << 20) - 1),
+    st.just(0),
     token_ids,
     logprobs,
     st.lists(st.tuples(token_ids, logprobs), max_size=20).map(tuple),
@@ -90,7 +94,7 @@ def opens(draw: st.DrawFn) -> Open:
     prompt, given_tokens, room = sorted(
         draw(st.lists(st.integers(1, 1 << 20), min_size=3, max_size=3))
     )
-    last = hop == hops - 1
+    alone = hops == 1
     return Open(
         session=draw(sessions),
         request_hash=draw(hexes(32)),
@@ -99,8 +103,9 @@ def opens(draw: st.DrawFn) -> Open:
         layers=draw(ranges),
         hop=hop,
         hops=hops,
-        next=None if last else draw(addresses),
-        first=draw(addresses) if last and hop else None,
+        previous=None if alone else draw(nodes),
+        next=None if alone else draw(addresses),
+        resume=draw(st.integers(0, min(given_tokens, (1 << 20) - 1))),
         sampling=draw(samplings),
         prompt=prompt,
         positions=room,
@@ -108,7 +113,37 @@ def opens(draw: st.DrawFn) -> Open:
         max_tokens=draw(st.integers(1, 1 << 20)),
         stop_tokens=tuple(draw(st.lists(token_ids, max_size=8))),
         top_logprobs=draw(st.integers(-1, 20)),
+        draft=draw(st.booleans()),
     )
+
+
+@st.composite
+def rewires(draw: st.DrawFn) -> Rewire:
+    previous, following = draw(
+        st.sampled_from([(True, False), (False, True), (True, True)]).map(list)
+    )
+    return Rewire(
+        draw(sessions),
+        draw(nodes) if previous else None,
+        draw(addresses) if following else None,
+        draw(st.integers(0, (1 << 20) - 1)),
+    )
+
+
+@st.composite
+def rows_of_an_answer_or_a_prompt(draw: st.DrawFn) -> Rows:
+    widths = draw(st.binary(min_size=1, max_size=64))
+    ids = st.lists(token_ids, min_size=len(widths), max_size=len(widths)).map(tuple)
+    position = draw(st.integers(0, (1 << 20) - 64))
+    return Rows(draw(sessions), position, widths, draw(st.just(()) | ids))
+
+
+@st.composite
+def tokens_in_a_row(draw: st.DrawFn) -> Tokens:
+    first = draw(st.integers(0, (1 << 20) - 65))
+    some = draw(st.lists(tokens, min_size=1, max_size=64 if draw(st.booleans()) else 3))
+    numbered = [msgspec.structs.replace(t, position=first + i) for i, t in enumerate(some)]
+    return Tokens(draw(sessions), tuple(numbered))
 
 
 @st.composite
@@ -148,24 +183,47 @@ def records(draw: st.DrawFn) -> NodeRecord:
     )
 
 
+@st.composite
+def exchanges(draw: st.DrawFn) -> Exchange:
+    depth = draw(st.integers(0, MAX_DEPTH))
+    region = draw(st.none() | st.builds(Region, st.integers(0, (1 << depth) - 1), st.just(depth)))
+    return Exchange(
+        depth=draw(st.integers(0, MAX_DEPTH)),
+        known=draw(st.integers(0, 1 << 20)),
+        region=region,
+        digest=draw(st.integers(0, 1024)) if region is not None else 0,
+        seek=draw(st.just(b"") | st.binary(min_size=8, max_size=8)),
+    )
+
+
 codes = st.from_regex(r"[a-z0-9_]{1,64}", fullmatch=True)
 naturals = st.integers(0, (1 << 63) - 1)
 messages: st.SearchStrategy[Message] = st.one_of(
     opens(),
     st.builds(Opened, sessions),
-    st.builds(Refused, codes, st.text(max_size=100)),
-    st.builds(Attach, sessions, st.integers(0, 255), st.sampled_from(["rows", "tokens"])),
-    st.builds(Attached, sessions),
-    st.builds(Rows, sessions, st.integers(0, 1000), st.binary(min_size=1, max_size=64)),
-    st.builds(Token, sessions, tokens),
+    st.builds(Refused, codes, st.text(max_size=100), st.none() | sessions),
+    st.builds(Multiplex),
+    st.builds(Bundle, st.integers(2, 4096)),
+    rewires(),
+    st.builds(Rewired, sessions, st.integers(0, 1 << 20)),
+    rows_of_an_answer_or_a_prompt(),
+    tokens_in_a_row(),
+    st.builds(Close, sessions),
     st.builds(Finish, sessions, st.integers(0, 1 << 20)),
     st.builds(Claimed, claims()),
     st.builds(Failed, sessions, codes, st.text(max_size=100), st.none() | nodes),
     st.builds(Ping, naturals),
     st.builds(Pong, naturals),
-    st.builds(Announce, records()),
-    st.builds(Announced, st.integers(0, 60_000), st.none(), st.none()),
-    st.builds(Announced, st.integers(0, 60_000), ranges, models),
+    exchanges(),
+    st.builds(
+        Newer,
+        st.integers(0, MAX_DEPTH),
+        st.integers(0, 1 << 20),
+        st.integers(0, 1024),
+        st.integers(0, 8),
+    ),
+    st.builds(Wanted),
+    st.builds(Beat),
     st.builds(Probe),
     st.builds(Info, records()),
 )
@@ -275,7 +333,12 @@ def test_a_prefix_is_judged_before_anything_is_allocated() -> None:
     [
         Opened(SessionId("short")),
         Ping(-1),
-        Rows(SESSION, 0, b""),
+        Rows(SESSION, 0, b"", ()),
+        Rows(SESSION, -1, b"\x04", ()),
+        Rows(SESSION, 0, b"\x04", (1 << 32,)),
+        Bundle(1),
+        Bundle(4097),
+        Rewired(SESSION, -1),
         Refused("Not A Code", ""),
         Failed(SESSION, "x", "m" * 2000, None),
     ],
@@ -298,7 +361,9 @@ def test_an_open_message_that_contradicts_itself_is_refused(
     changes: list[dict[str, object]] = [
         {"hop": message.hops},
         {"next": peer if message.next is None else None},
-        {"first": peer if message.first is None else None},
+        {"previous": NodeId("cd" * 32) if message.previous is None else None},
+        {"resume": message.start + 1},
+        {"resume": -1},
         {"start": message.positions + 1, "positions": message.positions},
         {"prompt": message.start + 1},
         {"layers": LayerRange(3, 3)},
@@ -312,6 +377,77 @@ def test_an_open_message_that_contradicts_itself_is_refused(
         decode_frame(packed(fields))
 
 
+CONTRADICTIONS: dict[str, dict[str, object]] = {
+    "nothing is rewired": {
+        "type": "rewire",
+        "session": SESSION,
+        "previous": None,
+        "next": None,
+        "resume": 0,
+    },
+    "two rows with one token": {
+        "type": "rows",
+        "session": SESSION,
+        "position": 0,
+        "widths": b"\x04\x04",
+        "tokens": [1],
+    },
+    "rows past the last position there is": {
+        "type": "rows",
+        "session": SESSION,
+        "position": (1 << 20) - 1,
+        "widths": b"\x04\x04",
+        "tokens": [],
+    },
+    "more rows of an answer than go in a message": {
+        "type": "rows",
+        "session": SESSION,
+        "position": 0,
+        "widths": b"\x04" * 65,
+        "tokens": [1] * 65,
+    },
+    "more rows than fit a header": {
+        "type": "rows",
+        "session": SESSION,
+        "position": 0,
+        "widths": b"\x04" * 8193,
+        "tokens": [],
+    },
+}
+
+
+@pytest.mark.parametrize("what", CONTRADICTIONS)
+def test_a_message_that_contradicts_itself_is_refused(what: str) -> None:
+    with pytest.raises(PeerCheating, match="not a message"):
+        decode_frame(packed(CONTRADICTIONS[what]))
+
+
+@pytest.mark.parametrize(
+    ("some", "problem"),
+    [
+        ((), "length"),
+        ((SampledToken(4, 1),) * 2, "position 4"),
+        ((SampledToken(4, 1), SampledToken(6, 1)), "position 6"),
+        ((SampledToken(5, 1), SampledToken(4, 1)), "position 4"),
+        (tuple(SampledToken(i, 1) for i in range(65)), "length"),
+        ((SampledToken(-1, 1),), "position -1"),
+        ((SampledToken(1 << 20, 1),), "position 1048576"),
+        ((SampledToken(4, -1),), "token id -1"),
+        ((SampledToken(4, 1 << 32),), "token id"),
+        ((SampledToken(4, 1, logprob=1 << 31),), "logprob"),
+        ((SampledToken(4, 1, top=((1, 0),) * 21),), "21 top tokens"),
+        ((SampledToken(4, 1, top=((-1, 0),)),), "top token -1"),
+    ],
+)
+def test_tokens_of_an_answer_are_few_in_order_and_in_range(
+    some: tuple[SampledToken, ...], problem: str
+) -> None:
+    plain = [[t.position, t.token, t.logprob, [[*pair] for pair in t.top]] for t in some]
+    named = [dict(zip(("position", "token", "logprob", "top"), t, strict=True)) for t in plain]
+    with pytest.raises(PeerCheating, match=problem):
+        decode_frame(packed({"type": "tokens", "session": SESSION, "tokens": named}))
+
+
 def test_addresses_in_messages_are_bounded() -> None:
     record = NodeRecord(
         node=NodeId("cd" * 32),
@@ -323,7 +459,7 @@ def test_addresses_in_messages_are_bounded() -> None:
         sequence=1,
         expires=1,
     )
-    good = msgspec.to_builtins(Announce(record), builtin_types=(bytes,))
+    good = msgspec.to_builtins(Info(record), builtin_types=(bytes,))
     decode_frame(packed(good))
     for change in (
         {"node": "ab" * 32},

@@ -21,6 +21,7 @@ from unisono.cli import (
     node,
     perplexity,
     run,
+    simulate,
     status,
     up,
     verify,
@@ -168,3 +169,4 @@ app.command()(perplexity.perplexity)
 app.add_typer(models.app, name="models")
 app.command()(status.status)
 app.command()(bench.bench)
+app.command()(simulate.simulate)

@@ -93,12 +93,13 @@ def converse(client: GatewayClient, body: dict[str, Any]) -> None:
         if not said:
             continue
         messages.append({"role": "user", "content": said})
-        answer, receipt = "", None
+        answer, receipt, verified = "", None, True
         try:
             for piece in client.chat(body | {"messages": messages}):
                 write(piece.text)
                 answer += piece.text
                 receipt = piece.receipt or receipt
+                verified = verified and piece.verified
         except WireError:
             raise
         except UnisonoError as error:
@@ -109,6 +110,8 @@ def converse(client: GatewayClient, body: dict[str, Any]) -> None:
         write("\n")
         messages.append({"role": "assistant", "content": answer})
         dim(f"receipt {receipt or 'missing: not every node signed in time'}")
+        if not verified:
+            dim("not verifiable: a fallback outside the network wrote this answer")
 
 
 def _only_model(client: GatewayClient) -> str:

@@ -21,6 +21,8 @@ class Piece(msgspec.Struct, frozen=True):
     text: str
     receipt: str | None = None
     finish_reason: str | None = None
+    verified: bool = True
+    """False in the last piece of an answer that a fallback fetched from outside the network."""
 
 
 class GatewayClient:
@@ -49,14 +51,14 @@ class GatewayClient:
             WireError: the gateway cannot be reached, or the stream broke.
             UnisonoError: it refused, or the answer failed.
         """
-        for choice, receipt in self._stream("/v1/completions", body):
-            yield Piece(str(choice.get("text") or ""), receipt, choice.get("finish_reason"))
+        for choice, note in self._stream("/v1/completions", body):
+            yield _piece(choice.get("text"), choice, note)
 
     def chat(self, body: dict[str, Any]) -> Iterator[Piece]:
         """Stream `/v1/chat/completions`; raises as `text` does."""
-        for choice, receipt in self._stream("/v1/chat/completions", body):
+        for choice, note in self._stream("/v1/chat/completions", body):
             delta = cast("dict[str, Any]", choice.get("delta") or {})
-            yield Piece(str(delta.get("content") or ""), receipt, choice.get("finish_reason"))
+            yield _piece(delta.get("content"), choice, note)
 
     def receipt(self, name: str) -> bytes:
         """A receipt as JSON; raises as `text` does."""
@@ -76,7 +78,7 @@ class GatewayClient:
 
     def _stream(
         self, path: str, body: dict[str, Any]
-    ) -> Iterator[tuple[dict[str, Any], str | None]]:
+    ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         with (
             self._reaching(),
             self._http.stream("POST", self.url + path, json=body | {"stream": True}) as response,
@@ -94,7 +96,7 @@ class GatewayClient:
                     raise UnisonoError(f"the answer failed: {event['error']['message']}")
                 note = cast("dict[str, Any]", event.get("unisono") or {})
                 for choice in event.get("choices") or ():
-                    yield choice, note.get("receipt")
+                    yield choice, note
         raise WireError(f"the gateway at {self.url} ended the stream before the answer was whole")
 
     @contextmanager
@@ -115,6 +117,15 @@ class GatewayClient:
             ) from error
         except (msgspec.DecodeError, KeyError, TypeError) as error:
             raise WireError(f"{self.url} does not answer like a gateway: {error}") from error
+
+
+def _piece(text: object, choice: dict[str, Any], note: dict[str, Any]) -> Piece:
+    return Piece(
+        str(text or ""),
+        note.get("receipt"),
+        choice.get("finish_reason"),
+        note.get("verified") is not False,
+    )
 
 
 def _refusal(response: httpx.Response) -> str:

@@ -13,14 +13,11 @@ if TYPE_CHECKING:
 
 
 def gateway(
-    blocks: Annotated[
-        int,
-        typer.Option("--blocks", "-b", min=1, help="Into how many blocks nodes cut the model."),
-    ] = 1,
+    join: o.Join = None,
     host: o.Host = "127.0.0.1",
     port: o.Port = 8000,
     bind: Annotated[
-        str, typer.Option("--bind", help="HOST:PORT that nodes announce to; port 0 is a free one.")
+        str, typer.Option("--bind", help="HOST:PORT that nodes join with; port 0 is a free one.")
     ] = "127.0.0.1:0",
     key: Annotated[
         str | None, typer.Option("--key", help="File of the gateway's key, made if not there.")
@@ -31,32 +28,71 @@ def gateway(
     max_answers: Annotated[
         int, typer.Option("--max-answers", min=1, help="Answers at the same time.")
     ] = 64,
+    fallback: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fallback",
+            help="Who answers when the network cannot: model:NAME, replica, or "
+            "remote:MODEL@URL; repeat it for a chain. Answers of a remote one cannot be verified.",
+        ),
+    ] = None,
+    fallback_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fallback-key",
+            help="Where the key of remote fallbacks is: env:VARIABLE, file:PATH, or "
+            "HOST=env:VARIABLE for one of them.",
+        ),
+    ] = None,
+    fallback_when_full: Annotated[
+        bool, typer.Option("--fallback-when-full", help="Fall back also when every node is full.")
+    ] = False,
+    availability_threshold: Annotated[
+        float,
+        typer.Option(
+            "--availability-threshold",
+            min=0,
+            max=100,
+            help="Percent of the nodes that must answer; below it clients are told and fallbacks "
+            "are asked first.",
+        ),
+    ] = 90.0,
     verbose: o.Verbose = False,
 ) -> None:
     """Run a gateway without nodes until Ctrl-C; nodes join with the address that it prints.
 
+    With --join it serves the nodes of a network that exists, beside its other gateways.
     Its key and receipts are kept per HTTP port in the state folder ($UNISONO_STATE or
     ~/.local/state/unisono); with --port 0 they are not kept.
 
     [bold]Examples[/]
 
-    [cyan]unisono gateway --blocks 3[/]
+    [cyan]unisono gateway[/]
 
-    [cyan]unisono gateway --blocks 2 --host 0.0.0.0 --bind 0.0.0.0:4433 --api-key secret[/]
+    [cyan]unisono gateway --host 0.0.0.0 --bind 0.0.0.0:4433 --api-key secret[/]
+
+    [cyan]unisono gateway --port 8001 --join iroh://NODE_ID@192.0.2.7:4433[/]
+
+    [cyan]unisono gateway --fallback replica --fallback remote:MODEL@https://api.example.com/v1
+    --fallback-key env:EXAMPLE_KEY[/]
     """
     del verbose
     from unisono.cli.preparation import prepared
+    from unisono.compose.node_settings import join_addresses
     from unisono.config import state_directory
 
+    join_addresses(join)  # before anything slow
+    if fallback or fallback_key:
+        from unisono.gateway import parse_fallbacks
+
+        parse_fallbacks([f for f in fallback or () if f != "replica"], fallback_key or ())
     stored = prepared(model)
     from unisono.compose.gateway import FrontSettings
-    from unisono.routing.placement import even_blocks
 
-    even_blocks(stored.layer_count, blocks)
     state = state_directory() / "networks" / str(port) if port else None
     settings = FrontSettings(
         model=stored.id,
-        blocks=blocks,
+        join=",".join(join) if join else None,
         host=host,
         port=port,
         transport=transport.value,
@@ -65,6 +101,10 @@ def gateway(
         receipts=str(state / "receipts.sqlite") if state else None,
         api_keys=tuple(api_key or ()),
         max_running_answers=max_answers,
+        fallbacks=tuple(fallback or ()),
+        fallback_keys=tuple(fallback_key or ()),
+        fall_back_when_full=fallback_when_full,
+        availability_threshold=round(10 * availability_threshold),
     )
     import asyncio
 

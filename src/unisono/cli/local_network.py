@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from unisono.compose.local import LocalNode
     from unisono.compose.node_settings import NodeSettings
     from unisono.models.store import StoredModel
-    from unisono.types import LayerRange, PeerAddress
+    from unisono.types import PeerAddress
 
 COVERAGE_SECONDS = 60.0
 FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0
@@ -36,6 +36,8 @@ class LocalSettings:
     model: StoredModel
     nodes: int = 3
     spare: int = 0
+    join: str | None = None
+    """Addresses of a network that this one becomes a part of; None: it is one by itself."""
     transport: str = "iroh"
     host: str = "127.0.0.1"
     port: int = 0
@@ -52,13 +54,13 @@ class LocalSettings:
 class _Place:
     """One node of the network, in whatever process it runs now."""
 
-    def __init__(self, number: int, settings: NodeSettings) -> None:
-        self.number, self.settings = number, settings
+    def __init__(self, number: int, settings: NodeSettings, spare: bool) -> None:
+        self.number, self.settings, self.spare = number, settings, spare
         self.node: LocalNode | None = None
 
     def __str__(self) -> str:
-        layers = self.settings.layers
-        return f"node {self.number} ({f'layers {layers}' if layers else 'spare'})"
+        spare = ", spare" if self.spare else ""
+        return f"node {self.number} (layers {self.settings.layers}{spare})"
 
 
 class LocalNetwork:
@@ -95,13 +97,10 @@ class LocalNetwork:
         from unisono.routing.placement import even_blocks
 
         settings = self._settings
-        even_blocks(settings.model.layer_count, settings.nodes)
+        owned = even_blocks(settings.model.layer_count, settings.nodes)
         address = await self.front.bind()
         threads = settings.threads or max(1, available_threads() // settings.nodes)
-        blocks: list[LayerRange | None] = [
-            *even_blocks(settings.model.layer_count, settings.nodes),
-            *[None] * settings.spare,
-        ]
+        blocks = [*owned, *(owned[i % len(owned)] for i in range(settings.spare))]
         for number, layers in enumerate(blocks):
             key = settings.state / "keys" / f"node-{number}.key" if settings.state else None
             self._places.append(
@@ -115,19 +114,19 @@ class LocalNetwork:
                         key=str(key) if key else None,
                         threads=threads,
                     ),
+                    spare=number >= settings.nodes,
                 )
             )
-        owners = [place for place in self._places if place.settings.layers is not None]
+        owners = [place for place in self._places if not place.spare]
         # Starting a process waits for the fork server's imports: not in this loop's thread.
         self._starting = asyncio.ensure_future(asyncio.to_thread(self._start_all, owners))
         await self.front.start()
         await asyncio.shield(self._starting)
         await self._ready(owners)
         await self.front.wait_for_coverage(COVERAGE_SECONDS)
-        spare = [place for place in self._places if place.settings.layers is None]
-        for place in spare:  # one after another: each is given what is least covered then
-            await asyncio.to_thread(self._start_all, [place])
-            await self._ready([place])
+        spare = [place for place in self._places if place.spare]
+        await asyncio.to_thread(self._start_all, spare)
+        await self._ready(spare)
         if settings.restart:
             self._tasks = [asyncio.create_task(self._keep(place)) for place in self._places]
 
@@ -223,7 +222,7 @@ async def local_network(settings: LocalSettings, say: Say) -> AsyncGenerator[Loc
     front = Front(
         FrontSettings(
             model=settings.model.id,
-            blocks=settings.nodes,
+            join=settings.join,
             host=settings.host,
             port=settings.port,
             transport=settings.transport,

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 
 def node(
-    join: Annotated[
-        str | None, typer.Option("--join", help="The address that a gateway printed.")
-    ] = None,
+    join: o.Join = None,
     layers: Annotated[
         str | None,
         typer.Option(
@@ -37,12 +35,23 @@ def node(
     ] = None,
     device: o.Device = o.DeviceName.auto,
     threads: o.Threads = None,
+    memory_gib: Annotated[
+        float | None,
+        typer.Option(
+            "--memory-gib",
+            min=0.01,
+            help="Memory for weights and sessions, by which the block is chosen; else a share of "
+            "what is free.",
+        ),
+    ] = None,
     kv_gib: Annotated[
         float, typer.Option("--kv-gib", min=0.01, help="Memory for running sessions, in GiB.")
     ] = 2.0,
     verbose: o.Verbose = False,
 ) -> None:
     """Run one node until Ctrl-C; with --join it serves a network.
+
+    Others can join through this node as well as through a gateway.
 
     Exit codes: 1 if it cannot start, is refused, or loses its network for ten minutes; 2 for a
     wrong flag; 130 after Ctrl-C.
@@ -57,30 +66,28 @@ def node(
     """
     del verbose
     block = parse_layers(layers) if layers is not None else None
-    from unisono.types import PeerAddress
+    from unisono.compose.node_settings import NodeSettings, join_addresses
 
-    if join is not None:
-        address = PeerAddress.parse(join)  # before anything slow
+    for address in join_addresses(join):  # before anything slow
         transport = transport or _known_transport(address)
         if address.transport != transport.value:
             from unisono.errors import ConfigurationError
 
             raise ConfigurationError(
-                f"the network at {join} speaks {address.transport}, this node {transport.value}: "
-                f"add --transport {address.transport}"
+                f"the network at {address} speaks {address.transport}, this node "
+                f"{transport.value}: add --transport {address.transport}"
             )
     from unisono.cli.preparation import prepared
 
     stored = prepared(model)
-    from unisono.compose.node_settings import NodeSettings
-
     settings = NodeSettings(
         model=stored.id,
-        join=join,
+        join=",".join(join) if join else None,
         layers=block,
         transport=(transport or o.TransportName.iroh).value,
         bind=bind,
         key=key,
+        memory=None if memory_gib is None else int(memory_gib * (1 << 30)),
         kv_bytes=int(kv_gib * (1 << 30)),
         device=device.value,
         threads=threads,

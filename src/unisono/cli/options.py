@@ -57,6 +57,13 @@ Model = Annotated[
 Nodes = Annotated[
     int, typer.Option("--nodes", "-n", min=1, help="How many node processes share the model.")
 ]
+Join = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--join",
+        help="The address that any node or gateway printed; repeat it for several ways in.",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(

@@ -1,14 +1,20 @@
-"""`unisono status`: what a gateway knows about its network."""
+"""`unisono status`: what a gateway knows about its network, once or live."""
 
 from __future__ import annotations
 
 import sys
-from itertools import pairwise
-from typing import Any, cast
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from unisono.cli import options as o
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from unisono.cli.client import GatewayClient
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -16,79 +22,142 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 def status(
     base_url: o.BaseUrl = DEFAULT_URL,
     api_key: o.ApiKey = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C, with what is new.")
+    ] = False,
+    interval: Annotated[
+        float, typer.Option("--interval", min=0.1, help="Seconds between two looks of --watch.")
+    ] = 2.0,
     as_json: o.Json = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Show the nodes of a network, what they hold, and how often each layer is covered.
+    """Show the nodes of a network, what they hold, how well they are linked, how often each layer
+    is covered, and how much of the network answers.
 
-    Exit code 0 if the gateway is ready to answer, else 1.
+    Exit code 0 if the gateway is ready to answer, else 1. With --watch and --json, one object per
+    line and look.
 
     [bold]Examples[/]
 
     [cyan]unisono status[/]
 
+    [cyan]unisono status --watch --interval 1[/]
+
     [cyan]unisono status --base-url http://127.0.0.1:9000 --json | jq .ready[/]
     """
     del verbose
-    import msgspec
-
     from unisono.cli.client import GatewayClient
 
     with GatewayClient(base_url or DEFAULT_URL, api_key) as client:
-        ready = client.get("/readyz", accept=(503,))
-        nodes = cast("list[dict[str, Any]]", client.get("/v1/network").json()["data"])
-    covered = coverage(nodes)
+        if watch:
+            _watch(client, interval, as_json=as_json)
+            return
+        report = look(client)
     if as_json:
-        report = {
+        _write(report)
+    else:
+        from unisono.cli.terminal import out
+
+        out.print(picture(report))
+    raise typer.Exit(0 if report["ready"] else 1)
+
+
+def look(client: GatewayClient) -> dict[str, Any]:
+    """What the gateway says now: `ready`, `message`, `nodes`, `departed`, `models` with the
+    coverage of each, and `links`.
+
+    Raises:
+        UnisonoError: it cannot be reached, refuses, or does not answer like a gateway.
+    """
+    from unisono.cli.network_view import runs
+    from unisono.errors import WireError
+
+    ready = client.get("/readyz", accept=(503,))
+    page = client.get("/v1/network")
+    try:
+        shown = cast("dict[str, Any]", page.json())
+        return {
             "ready": ready.status_code == 200,
             "message": ready.text.strip(),
-            "nodes": nodes,
-            "coverage": [
-                {"start": start, "stop": stop, "nodes": count} for start, stop, count in covered
+            "nodes": shown["data"],
+            "departed": shown["departed"],
+            "models": [
+                model
+                | {
+                    "coverage": [
+                        {"start": start, "stop": stop, "nodes": count}
+                        for start, stop, count in runs(model["holders"])
+                    ]
+                }
+                for model in shown["models"]
             ],
+            "links": shown["links"],
         }
-        sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
-    else:
-        _show(nodes, covered, ready.text.strip())
-    raise typer.Exit(0 if ready.status_code == 200 else 1)
+    except (ValueError, KeyError, TypeError) as error:
+        raise WireError(f"{client.url} does not answer like a gateway: {error!r}") from error
 
 
-def coverage(nodes: list[dict[str, Any]]) -> list[tuple[int, int, int]]:
-    """Runs of layers (start, stop) that equally many live nodes hold, and how many."""
-    ranges = [(n["layers"]["start"], n["layers"]["stop"]) for n in nodes if n["alive"]]
-    edges = sorted({0, *(edge for block in ranges for edge in block)})
-    runs: list[tuple[int, int, int]] = []
-    for start, stop in pairwise(edges):
-        count = sum(a <= start and stop <= b for a, b in ranges)
-        if runs and runs[-1][2] == count:
-            start = runs.pop()[0]
-        runs.append((start, stop, count))
-    return runs
+def picture(report: dict[str, Any]) -> RenderableType:
+    """A report of `look`, drawn.
+
+    Raises:
+        WireError: it holds what no gateway says.
+    """
+    from unisono.cli.network_view import drawn
+    from unisono.errors import WireError
+
+    try:
+        return drawn(report | {"data": report["nodes"]}, report["ready"], report["message"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WireError(f"the gateway's map of the network cannot be read: {error!r}") from error
 
 
-def _show(nodes: list[dict[str, Any]], covered: list[tuple[int, int, int]], ready: str) -> None:
-    from rich.table import Table
+def _watch(client: GatewayClient, interval: float, *, as_json: bool) -> None:
+    """Look again and again; a gateway that is away for a while does not end it."""
+    from unisono.errors import UnisonoError
+
+    def reports() -> Iterator[dict[str, Any] | UnisonoError]:
+        while True:
+            try:
+                yield look(client)
+            except UnisonoError as error:
+                yield error
+            time.sleep(interval)
+
+    try:
+        if as_json:
+            for report in reports():
+                failed = isinstance(report, UnisonoError)
+                _write({"ready": False, "message": str(report)} if failed else report)
+        else:
+            _draw(reports())
+    except KeyboardInterrupt:
+        return
+
+
+def _draw(reports: Iterator[dict[str, Any] | Exception]) -> None:
+    from rich.console import Group
+    from rich.live import Live
     from rich.text import Text
 
     from unisono.cli.terminal import out, printable
+    from unisono.errors import UnisonoError
 
-    table = Table(header_style="bold", pad_edge=False)
-    for name in ("node", "layers", "sessions", "free positions", "state"):
-        table.add_column(name, justify="left" if name in ("node", "state") else "right")
-    for node in sorted(nodes, key=lambda n: (n["layers"]["start"], n["node"])):
-        table.add_row(
-            f"{node['node'][:16]}…",
-            f"{node['layers']['start']}:{node['layers']['stop']}",
-            str(node["sessions"]),
-            f"{node['free_positions']:,}",
-            "alive" if node["alive"] else Text("unreachable", style="red"),
-        )
-    out.print(table)
-    for start, stop, count in covered:
-        out.print(
-            Text(
-                f"layers {start}:{stop}  {count} node{'' if count == 1 else 's'}",
-                style="" if count else "red",
-            )
-        )
-    out.print(Text(printable(ready), style="green" if ready == "ready" else "red"))
+    with Live(console=out, auto_refresh=False, vertical_overflow="crop") as live:
+        last: RenderableType = Text("")
+        for report in reports:
+            try:
+                if isinstance(report, Exception):
+                    raise report
+                last = picture(report)
+                live.update(last, refresh=True)
+            except UnisonoError as error:
+                trouble = Text(printable(str(error)), style="bold red")
+                live.update(Group(last, trouble), refresh=True)
+
+
+def _write(report: dict[str, Any]) -> None:
+    import msgspec
+
+    sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+    sys.stdout.flush()

@@ -18,6 +18,7 @@ def up(
             "--spare", min=0, help="Extra nodes on the least covered blocks, to take over."
         ),
     ] = 0,
+    join: o.Join = None,
     host: o.Host = "127.0.0.1",
     port: o.Port = 8000,
     model: o.Model = o.DEFAULT_MODEL,
@@ -39,6 +40,8 @@ def up(
     [cyan]unisono up --nodes 2 --spare 2 --port 9000 --api-key secret[/]
 
     [cyan]unisono up --model Qwen/Qwen3-0.6B[/]
+
+    [cyan]unisono up --nodes 1 --join iroh://NODE_ID@192.0.2.7:4433[/]
     """
     from unisono.cli.child import start_servers
 
@@ -55,6 +58,7 @@ def up(
         model=stored,
         nodes=nodes,
         spare=spare,
+        join=",".join(join) if join else None,
         transport=transport.value,
         threads=threads,
         host=host,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unisono.cli import options as o
+
+if TYPE_CHECKING:
+    from unisono.verification.unverified import UnverifiedReceipt
 
 
 def verify(
@@ -26,7 +29,8 @@ def verify(
     """Check a receipt: signatures, then a replay of the whole answer from the weights.
 
     Prints VALID, or INVALID with what is wrong, at which hop, layers and position, and the node
-    that signed it. Exit code 0 for VALID, 1 for everything else.
+    that signed it. An answer that a gateway's fallback fetched from outside the network is NOT
+    VERIFIABLE. Exit code 0 for VALID, 1 for everything else.
 
     [bold]Examples[/]
 
@@ -42,16 +46,20 @@ def verify(
     from unisono.cli.replay import replay_receipt, show_verdict
     from unisono.cli.terminal import err
     from unisono.errors import ReceiptError
-    from unisono.verification.receipt import from_json, to_json
+    from unisono.verification.receipt import read_json, to_json
+    from unisono.verification.unverified import UnverifiedReceipt
     from unisono.verification.verdict import Verdict
 
     try:
-        read = from_json(_read(receipt, api_key))
+        read = read_json(_read(receipt, api_key))
     except ReceiptError as error:
         if as_json:
             _print_json({"verdict": "INCONCLUSIVE", "message": str(error), "receipt_id": None})
             raise typer.Exit(1) from error
         raise
+    if isinstance(read, UnverifiedReceipt):
+        _not_verifiable(read, as_json=as_json)
+        raise typer.Exit(1)
     with err.status("Replaying the answer …") as waiting:
         judged = replay_receipt(
             lambda done, total, what: waiting.update(
@@ -65,6 +73,36 @@ def verify(
     else:
         show_verdict(judgement)
     raise typer.Exit(0 if judgement.verdict == "VALID" else 1)
+
+
+def _not_verifiable(receipt: UnverifiedReceipt, *, as_json: bool) -> None:
+    """Say that nobody vouches for the answer, and whether even the receipt was altered."""
+    from rich.text import Text
+
+    from unisono.cli.terminal import out, printable
+
+    signed = receipt.signature_is_good()
+    message = (
+        f"this answer came from {receipt.source} (model '{receipt.source_model}'), outside the "
+        "network: no node signed it and nobody can recompute it"
+        if signed
+        else "the receipt says that the answer came from outside the network, and was altered "
+        f"after gateway {receipt.gateway[:16]}… signed it"
+    )
+    if as_json:
+        _print_json(
+            {
+                "verdict": "INCONCLUSIVE" if signed else "INVALID",
+                "message": message,
+                "verified": False,
+                "source": receipt.source,
+                "source_model": receipt.source_model,
+                "receipt_id": receipt.id,
+            }
+        )
+        return
+    head = ("NOT VERIFIABLE", "bold yellow") if signed else ("INVALID", "bold red")
+    out.print(Text.assemble(head, f": {printable(message)}"), soft_wrap=True)
 
 
 def _print_json(report: dict[str, Any]) -> None:

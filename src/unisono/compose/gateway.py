@@ -1,40 +1,55 @@
-"""A gateway: transport, directory, swarm and HTTP server. It never loads torch."""
+"""A gateway: transport, membership, swarm and HTTP server. It never loads torch."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
 import msgspec
 
 from unisono.clock import SystemClock
-from unisono.errors import ConfigurationError
+from unisono.compose.front_door import FrontDoor
+from unisono.compose.node_settings import join_addresses
+from unisono.compose.replica import Replica
+from unisono.compose.served import served_models
+from unisono.errors import ConfigurationError, WireError
 from unisono.gateway import (
     GatewayMetrics,
     GatewayServer,
     GatewayService,
     GatewaySettings,
     ReceiptStore,
-    ServedModel,
     create_app,
+    fallback_models,
+    parse_fallbacks,
     serve,
+    wants_replica,
 )
 from unisono.models.store import ModelStore, StoredModel
-from unisono.models.tokenizer import Tokenizer
-from unisono.routing.directory import Directory
-from unisono.routing.placement import even_blocks
+from unisono.routing.coverage import first_gap
+from unisono.routing.gossip import Gossip
+from unisono.routing.membership import Membership
 from unisono.routing.swarm import Swarm
-from unisono.types import PeerAddress
+from unisono.types import LayerRange, ModelId, PeerAddress
 from unisono.wire.identity import Identity
+from unisono.wire.records import NodeRecord
 from unisono.wire.transports import make_transport
+
+log = logging.getLogger(__name__)
+
+FIRST_JOIN_SECONDS = 10.0
+"""After which a gateway goes on without its network, and keeps trying."""
 
 
 class FrontSettings(msgspec.Struct, frozen=True):
     """How to run a gateway."""
 
     model: str
-    blocks: int = 1
-    """Into how many blocks nodes that bring none of their own cut the model."""
+    join: str | None = None
+    """Addresses of members of the network, with commas between them; None: this is the first."""
+    view: int = 4096
+    """Records of nodes that it keeps: a gateway chooses among more nodes than others watch."""
     host: str = "127.0.0.1"
     port: int = 8000
     transport: str = "iroh"
@@ -46,6 +61,13 @@ class FrontSettings(msgspec.Struct, frozen=True):
     receipts_kept: int = 10_000
     api_keys: tuple[str, ...] = ()
     max_running_answers: int = 64
+    fallbacks: tuple[str, ...] = ()
+    """In the order in which they are asked, as `gateway.fallback` writes them."""
+    fallback_keys: tuple[str, ...] = ()
+    """Where keys of remote fallbacks are, never the keys."""
+    fall_back_when_full: bool = False
+    availability_threshold: int = 900
+    """In thousandths; see `GatewaySettings`."""
 
 
 class Front:
@@ -59,23 +81,56 @@ class Front:
         self._clock = SystemClock()
         self._transport = make_transport(settings.transport, self.identity, settings.bind)
         self.address: PeerAddress | None = None
-        self.directory: Directory | None = None
+        self.members = Membership(self._clock, self.identity.node_id, view=settings.view)
+        self.gossip = Gossip(
+            self._transport,
+            self.identity,
+            self.members,
+            self._clock,
+            self._describe,
+            bootstrap=join_addresses(settings.join),
+        )
         self.swarm: Swarm | None = None
         self.server: GatewayServer | None = None
         self.model: StoredModel | None = None
         self.receipts: ReceiptStore | None = None
-        self._serving: asyncio.Task[None] | None = None
+        self.replica: Replica | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def bind(self) -> PeerAddress:
-        """Open the address that nodes announce to, before anything else is loaded."""
+        """Open the address that nodes join with, before anything else is loaded."""
         settings = self._settings
         cache = Path(settings.cache) if settings.cache else None
         self.model = await asyncio.to_thread(ModelStore(cache).ensure, settings.model)
-        blocks = even_blocks(self.model.layer_count, settings.blocks)
-        self.directory = Directory(self._clock, {self.model.id: blocks})
         self.address = await self._transport.bind()
-        self._serving = asyncio.create_task(self._transport.serve(self.directory.handle))
+        door = FrontDoor(self.gossip)
+        self._tasks = [
+            asyncio.create_task(self._transport.serve(door.handle)),
+            asyncio.create_task(self._take_part()),
+        ]
         return self.address
+
+    async def _take_part(self) -> None:
+        """Join and stay, however long it takes: a gateway answers clients without a network too."""
+        try:
+            await self.gossip.join(FIRST_JOIN_SECONDS)
+        except WireError as error:
+            log.warning("cannot join yet: %s", error)
+        await self.gossip.run()
+
+    def _describe(self) -> NodeRecord:
+        """What the gateway says of itself: where it is, and that it holds nothing."""
+        assert self.address is not None
+        return NodeRecord(
+            node=self.identity.node_id,
+            address=self.address,
+            model=ModelId(""),
+            layers=LayerRange(0, 0),
+            free_positions=0,
+            sessions=0,
+            sequence=0,
+            expires=0,
+        )
 
     async def start(self) -> GatewayServer:
         """Load the tokenizer and open the HTTP endpoint.
@@ -83,18 +138,26 @@ class Front:
         Raises:
             UnisonoError: the model cannot be used or the port is taken.
         """
-        if self.model is None or self.directory is None:
+        if self.address is None:
             await self.bind()
         assert self.model is not None
-        assert self.directory is not None
         settings, model = self._settings, self.model
-        tokenizer = await asyncio.to_thread(Tokenizer.from_files, model.tokenizer_files())
+        store = ModelStore(Path(settings.cache) if settings.cache else None)
+        models = await served_models(store, model, fallback_models(settings.fallbacks))
+        if wants_replica(settings.fallbacks):
+            self.replica = Replica(model, self.identity, self._clock, cache=settings.cache)
+            await self.replica.start()
+        fallbacks = parse_fallbacks(
+            settings.fallbacks,
+            settings.fallback_keys,
+            self.replica.network if self.replica else None,
+        )
         metrics = GatewayMetrics()
         self.swarm = Swarm(
             self._transport,
             self.identity.node_id,
-            self.directory,
-            {model.id: model.layer_count},
+            self.members,
+            {each.id: each.layer_count for each in models},
             self._clock,
             metrics.observe_hop,
         )
@@ -104,49 +167,38 @@ class Front:
         )
         service = GatewayService(
             network=self.swarm,
-            models=[
-                ServedModel(
-                    name=model.name,
-                    id=model.id,
-                    tokenizer=tokenizer,
-                    context_length=model.manifest.config.context_length,
-                    layer_count=model.layer_count,
-                )
-            ],
+            models=models,
             identity=self.identity,
             receipts=self.receipts,
             settings=GatewaySettings(
                 api_keys=settings.api_keys,
                 max_running_answers=settings.max_running_answers,
+                availability_threshold=settings.availability_threshold,
+                fall_back_when_full=settings.fall_back_when_full,
             ),
             clock=self._clock,
             metrics=metrics,
+            fallbacks=fallbacks,
         )
         self.server = await serve(create_app(service), settings.host, settings.port)
         return self.server
 
     async def wait_for_coverage(self, seconds: float) -> None:
-        """Return once every layer has a live holder.
+        """Return once live nodes form a chain through the whole model.
 
         Raises:
             ConfigurationError: not within `seconds`.
         """
-        assert self.directory is not None
         assert self.model is not None
         deadline = self._clock.monotonic() + seconds
         while True:
-            held = {
-                layer
-                for r in self.directory.records()
-                if r.model == self.model.id
-                for layer in range(r.layers.start, r.layers.stop)
-            }
-            missing = set(range(self.model.layer_count)) - held
-            if not missing:
+            gap = first_gap(self.members.records(), self.model.id, self.model.layer_count)
+            if gap is None:
                 return
             if self._clock.monotonic() > deadline:
                 raise ConfigurationError(
-                    f"after {seconds:.0f} s no node holds layers {sorted(missing)}"
+                    f"after {seconds:.0f} s no node continues a chain at layer {gap} of "
+                    f"{self.model.layer_count}"
                 )
             await self._clock.sleep(0.02)
 
@@ -154,10 +206,17 @@ class Front:
         """Stop everything; idempotent."""
         if self.server is not None:
             await self.server.close(grace_seconds=1)
+        if self.replica is not None:
+            await self.replica.close()
         if self.swarm is not None:
             await self.swarm.close()
-        if self._serving is not None:
-            self._serving.cancel()
+        if self.address is not None:
+            await self.gossip.leave()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1)
+        self._tasks = []
         await self._transport.close()
         if self.receipts is not None:
             self.receipts.close()

@@ -7,9 +7,14 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from unisono.clock import Clock, SystemClock
+from unisono.compose.front_door import FrontDoor
 from unisono.compose.node_settings import NodeSettings as NodeSettings
-from unisono.errors import ConfigurationError, PeerCheating, PeerGone, PeerRefused, WireError
+from unisono.compose.node_settings import join_addresses
+from unisono.compose.offer import model_facts, offered_memory
+from unisono.errors import ConfigurationError, PeerGone, PeerRefused, WireError
 from unisono.execution.engine import Engine
 from unisono.execution.worker import Worker
 from unisono.models.decoder import Decoder, make_decoder
@@ -17,21 +22,22 @@ from unisono.models.devices import choose_device
 from unisono.models.loading import load_block
 from unisono.models.store import ModelStore, StoredModel
 from unisono.native.self_test import self_test
+from unisono.routing.gossip import Gossip
+from unisono.routing.membership import Membership
+from unisono.routing.placement import NodeFacts, choose_block
 from unisono.types import LayerRange, ModelId, PeerAddress
-from unisono.wire.frames import decode_frame, encode_frame
 from unisono.wire.identity import Identity
-from unisono.wire.messages import Refused
-from unisono.wire.records import LEASE_SECONDS, Announce, Announced, NodeRecord
+from unisono.wire.records import NodeRecord
 from unisono.wire.transports import make_transport
-from unisono.wire.transports.base import Stream, Transport
+from unisono.wire.transports.base import Transport
 
 log = logging.getLogger(__name__)
 
-ANNOUNCE_SECONDS = 3.0
+FIRST_JOIN_SECONDS = 10.0
+"""A node that needs the network to choose its block waits this long for it."""
 JOIN_SECONDS = 600.0
 """A node that cannot reach its network this long gives up."""
-REPLY_SECONDS = 10.0
-_MAX_BACK_OFF = 10.0
+_LOOK_SECONDS = 5.0
 
 
 class Node:
@@ -53,9 +59,21 @@ class Node:
         self.identity = identity
         self._transport = transport or make_transport(settings.transport, identity, settings.bind)
         self._clock = clock or SystemClock()
-        self._directory = PeerAddress.parse(settings.join) if settings.join else None
+        self._bootstrap = join_addresses(settings.join)
+        self._memory = offered_memory(settings.memory)
         self._engine: Engine | None = None
-        self._serving: asyncio.Task[None] | None = None
+        self._address: PeerAddress | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.members = Membership(self._clock, identity.node_id)
+        self.gossip = Gossip(
+            self._transport,
+            identity,
+            self.members,
+            self._clock,
+            self._describe,
+            bootstrap=self._bootstrap,
+        )
+        self._door = FrontDoor(self.gossip)
         self.worker: Worker | None = None
         self.layers: LayerRange | None = settings.layers
 
@@ -69,12 +87,21 @@ class Node:
         settings = self._settings
         device = await asyncio.to_thread(choose_device, settings.device)
         await asyncio.to_thread(self_test, device)
-        address = await self._transport.bind()
+        address = self._address = await self._transport.bind()
+        self._tasks.append(asyncio.create_task(self._transport.serve(self._door.handle)))
         store = ModelStore(Path(self._settings.cache) if self._settings.cache else None)
         say("opening the model")
         model = await asyncio.to_thread(store.ensure, self._settings.model)
+        if self.layers is None and not self._bootstrap:
+            self.layers = LayerRange(0, model.layer_count)
         if self.layers is None:
-            self.layers = await self._ask_for_layers(address, model.id, model.layer_count)
+            say("joining the network")
+            await self._join_early()
+            # It stays a member while it loads, which may take longer than a lease.
+            self._tasks.append(asyncio.create_task(self.gossip.run()))
+            self.layers = self._choose(model)
+        else:
+            self._tasks.append(asyncio.create_task(self._take_part()))
         say(f"loading layers {self.layers} of {model.name}")
         self._engine = Engine(await asyncio.to_thread(self._load, model, self.layers, device))
         self.worker = Worker(
@@ -85,8 +112,43 @@ class Node:
             address,
             clock=self._clock,
         )
-        self._serving = asyncio.create_task(self._transport.serve(self.worker.handle))
+        self._door.service = self.worker.handle
+        self.gossip.changed()
         return address
+
+    async def run(self) -> None:
+        """Serve and take part in the network until cancelled.
+
+        Raises:
+            PeerGone: the network could not be reached for `JOIN_SECONDS`.
+            PeerRefused: it refuses the node.
+        """
+        watching = asyncio.create_task(self._watch())
+        try:
+            done, _ = await asyncio.wait(
+                {*self._tasks, watching}, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                task.result()
+        finally:
+            watching.cancel()
+
+    async def close(self) -> None:
+        """Say farewell, stop serving and release everything; idempotent."""
+        if self._address is not None:
+            if self.worker is not None:
+                self.worker.leaving = True
+            await self.gossip.leave()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1)
+        self._tasks = []
+        if self.worker is not None:
+            await self.worker.close()
+        await self._transport.close()
+        if self._engine is not None:
+            await self._engine.close()
 
     def _load(self, model: StoredModel, layers: LayerRange, device: str) -> Decoder:
         settings = self._settings
@@ -98,88 +160,66 @@ class Node:
             kv_bytes=settings.kv_bytes,
         )
 
-    async def run(self) -> None:
-        """Keep announcing the node to its network (or just serve, without one).
-
-        Raises:
-            PeerGone: the network could not be reached for `JOIN_SECONDS`.
-            PeerRefused: it refuses the node.
-        """
-        assert self.worker is not None
-        assert self._serving is not None
-        if self._directory is None:
-            await self._serving
-            return
-        back_off, reached = 0.5, self._clock.monotonic()
-        while True:
-            try:
-                stream = await self._transport.dial(self._directory)
-                try:
-                    while True:
-                        await stream.send(encode_frame(Announce(self.worker.record())))
-                        await self._announced(stream)
-                        back_off, reached = 0.5, self._clock.monotonic()
-                        await self._clock.sleep(ANNOUNCE_SECONDS)
-                finally:
-                    await stream.close()
-            except (PeerGone, PeerCheating) as error:
-                silent = self._clock.monotonic() - reached
-                if silent > JOIN_SECONDS:
-                    raise PeerGone(
-                        f"the network at {self._directory} did not answer for {silent:.0f} s: "
-                        f"{error}"
-                    ) from error
-                log.info("cannot announce: %s; trying again in %.1f s", error, back_off)
-                await self._clock.sleep(back_off)
-                back_off = min(_MAX_BACK_OFF, 2 * back_off)
-
-    async def close(self) -> None:
-        """Stop serving and release everything; idempotent."""
-        if self._serving is not None:
-            self._serving.cancel()
-        await self._transport.close()
-        if self._engine is not None:
-            await self._engine.close()
-
-    async def _announced(self, stream: Stream) -> Announced:
-        try:
-            async with asyncio.timeout(REPLY_SECONDS):
-                message, _ = decode_frame(await stream.receive())
-        except TimeoutError:
-            raise PeerGone(f"the network was silent for {REPLY_SECONDS:.0f} s") from None
-        if isinstance(message, Refused):
-            raise PeerRefused(f"the network refuses this node: {message.message}", message.code)
-        if not isinstance(message, Announced):
-            raise PeerCheating(f"{type(message).__name__} in reply to an announcement")
-        return message
-
-    async def _ask_for_layers(self, address: PeerAddress, model: ModelId, count: int) -> LayerRange:
-        """The block that the network gives this node; the whole model without a network."""
-        if self._directory is None:
-            return LayerRange(0, count)
-        now = int(self._clock.now() * 1000)
-        record = NodeRecord(
+    def _describe(self) -> NodeRecord:
+        """What this node says of itself."""
+        if self.worker is not None:
+            record = self.worker.record()
+            return msgspec.structs.replace(record, memory=self._memory)
+        assert self._address is not None
+        return NodeRecord(
             node=self.identity.node_id,
-            address=address,
+            address=self._address,
             model=ModelId(""),
             layers=LayerRange(0, 0),
             free_positions=0,
             sessions=0,
-            sequence=now,
-            expires=now + int(LEASE_SECONDS * 1000),
-        ).signed_by(self.identity)
+            sequence=0,
+            expires=0,
+            memory=self._memory,
+        )
+
+    async def _take_part(self) -> None:
+        await self.gossip.join(JOIN_SECONDS)
+        await self.gossip.run()
+
+    async def _watch(self) -> None:
+        while True:
+            await self._clock.sleep(_LOOK_SECONDS)
+            silence = self.gossip.silence
+            if silence > JOIN_SECONDS:
+                raise PeerGone(f"no member of the network answered for {silence:.0f} s")
+
+    async def _join_early(self) -> None:
         try:
-            stream = await self._transport.dial(self._directory)
-            await stream.send(encode_frame(Announce(record)))
-            given = await self._announced(stream)
-            await stream.close()
+            await self.gossip.join(FIRST_JOIN_SECONDS)
+        except PeerRefused as refusal:
+            raise ConfigurationError(f"the network refuses this node: {refusal}") from refusal
         except WireError as error:
             raise ConfigurationError(
-                f"cannot join the network at {self._directory}: {error}. Is its gateway running?"
+                f"cannot join the network: {error}. Does a member run there? Any node or gateway "
+                "will do"
             ) from error
-        if given.layers is None or given.model != model:
-            raise ConfigurationError(
-                f"the network serves model {(given.model or 'none')[:12]}…, this node has "
-                f"{model[:12]}…: start it with --model of the network's model"
+
+    def _choose(self, model: StoredModel) -> LayerRange:
+        """The block that helps the network most.
+
+        Raises:
+            ConfigurationError: not even one layer fits.
+        """
+        records = self.members.records()
+        others = {r.model for r in records if r.model}
+        if others and model.id not in others:
+            log.warning(
+                "nobody in this network holds model %s… yet; others hold %s…: is --model right?",
+                model.id[:12],
+                ", ".join(sorted(m[:12] for m in others)),
             )
-        return given.layers
+        position = self.gossip.exchanges.position
+        own = NodeFacts(
+            node=self.identity.node_id,
+            memory=self._memory,
+            step_us=0.0,
+            row_us=0.0,
+            coordinate=position.coordinate,
+        )
+        return choose_block(records, own, model_facts(model))

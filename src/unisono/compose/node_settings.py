@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 import msgspec
 
-from unisono.types import LayerRange
+from unisono.types import LayerRange, PeerAddress
 
 
 class NodeSettings(msgspec.Struct, frozen=True):
@@ -13,7 +16,7 @@ class NodeSettings(msgspec.Struct, frozen=True):
     model: str
     """A model id, catalog name, GGUF file, folder or hub id."""
     join: str | None = None
-    """Address of a gateway, to announce to."""
+    """Addresses of members of the network, with commas between them; any will do."""
     layers: LayerRange | None = None
     """None: whatever the network needs most, or all without a network."""
     transport: str = "iroh"
@@ -22,8 +25,24 @@ class NodeSettings(msgspec.Struct, frozen=True):
     """File of the node's key; None: a new key that lives as long as the node."""
     cache: str | None = None
     """Folder of converted models; None: the default."""
+    memory: int | None = None
+    """Bytes offered for weights, keys and values, by which a block is chosen; None: a share of
+    what is free."""
     kv_bytes: int = 2 << 30
     device: str = "cpu"
     """`cpu`, `cuda`, or `auto`: cuda where there is one."""
     threads: int | None = None
     """CPU threads that compute; None: every core."""
+
+
+def join_addresses(text: str | Iterable[str] | None) -> tuple[PeerAddress, ...]:
+    """The addresses of a list with commas, or of several such lists, each once.
+
+    One address may have commas of its own, between its HOST:PORT pairs.
+
+    Raises:
+        ConfigurationError: a part of it is not an address.
+    """
+    lists = [text] if isinstance(text, str) else list(text or ())
+    parts = [p.strip() for one in lists for p in re.split(r",(?=\s*[a-z0-9]+://)", one)]
+    return tuple(dict.fromkeys(PeerAddress.parse(p) for p in parts if p))

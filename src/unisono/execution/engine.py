@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unisono.errors import UnisonoError
+from unisono.execution.pace import PassCost
 from unisono.models.cache import OutOfPages, Prefix, SessionCache
 from unisono.models.decoder import Decoder, Draw, Rows, Segment
 from unisono.types import SampledToken
@@ -35,6 +37,10 @@ PROMPT_ROWS = 64
 DECODES_REMEMBERED = 3
 DECODE_ROWS = 8
 """A step of at most this many rows is decoding."""
+IDLE_SECONDS = 2.0
+"""A session whose rows do not come for so long may be moved out for a younger one."""
+BUSY_WINDOW = 0.5
+"""Seconds over which the busy share of the thread is averaged."""
 
 _T = TypeVar("_T")
 Source = Rows | tuple[int, ...]
@@ -48,7 +54,8 @@ class StepResult:
     encoded: tuple[bytes, ...]
     """Each row out in its canonical encoding (`wire.rows`)."""
     hashes: tuple[bytes, ...]
-    token: SampledToken | None
+    tokens: tuple[SampledToken, ...]
+    """What was drawn, after the last rows."""
 
 
 @dataclass(slots=True, eq=False)
@@ -57,11 +64,13 @@ class _Step:
     start: int
     source: Source
     """Rows from the hop before, or token ids on the first hop."""
-    draw: Draw | None
+    draws: tuple[Draw, ...]
+    """How to choose a token after each of the last rows."""
     future: asyncio.Future[StepResult]
     loop: asyncio.AbstractEventLoop = field(repr=False)
     parts: list[Rows] = field(default_factory=lambda: [])
     """Rows out, of what ran already."""
+    tokens: list[SampledToken] = field(default_factory=lambda: [])
     done: int = 0
 
     @property
@@ -77,8 +86,11 @@ class _Part:
     count: int
 
     @property
-    def ends(self) -> bool:
-        return self.count == self.step.left
+    def draws(self) -> list[tuple[int, Draw]]:
+        """What is drawn after rows of this part, as (row of the part, how)."""
+        first = len(self.step.source) - len(self.step.draws) - self.step.done
+        rows = range(max(0, first), self.count)
+        return [(row, self.step.draws[row - first]) for row in rows]
 
 
 class Engine:
@@ -91,6 +103,14 @@ class Engine:
         self._resident: dict[SessionCache, int] = {}
         """Sessions that have begun, with the number of their first step: their age."""
         self._begun = 0
+        self._used: dict[SessionCache, float] = {}
+        """When they were last part of a pass."""
+        self.cost = PassCost()
+        self.decoding = 0
+        """Sessions in the last pass that decoded."""
+        self._busy = 0.0
+        self._measured = time.monotonic()
+        self._row_seconds = 0.0
         self._decoded = 0
         """Passes for which some session still counts as decoding."""
         self._wake = threading.Condition()
@@ -100,19 +120,31 @@ class Engine:
 
     @property
     def queued(self) -> int:
-        """Steps that wait."""
-        return len(self._waiting)
+        """Rows that wait."""
+        return sum(step.left for step in tuple(self._waiting))
+
+    @property
+    def idle(self) -> float:
+        """The share of recent time in which nothing was computed, 0 to 1."""
+        quiet = time.monotonic() - self._measured
+        return 1.0 - self._busy * max(0.0, 1.0 - quiet / BUSY_WINDOW)
+
+    @property
+    def row_seconds(self) -> float:
+        """Time per row of a prompt; 0 until one was seen."""
+        return self._row_seconds
 
     async def step(
-        self, cache: SessionCache, start: int, source: Source, draw: Draw | None = None
+        self, cache: SessionCache, start: int, source: Source, draws: Sequence[Draw] = ()
     ) -> StepResult:
-        """Run rows (int64 [n, hidden]) or token ids of one session from position `start`.
+        """Run rows (int64 [n, hidden]) or token ids of one session from position `start`, and
+        draw a token after each of the last `len(draws)` rows.
 
         Raises:
             UnisonoError: what the decoder raises, or the engine was closed.
         """
         loop = asyncio.get_running_loop()
-        step = _Step(cache, start, source, draw, loop.create_future(), loop)
+        step = _Step(cache, start, source, tuple(draws), loop.create_future(), loop)
         with self._wake:
             if self._closed:
                 raise UnisonoError("the engine is closed")
@@ -152,8 +184,9 @@ class Engine:
         def free() -> None:
             for step in [s for s in self._waiting if s.cache is cache]:
                 self._waiting.remove(step)
-                _deliver(step, UnisonoError("the session was closed"))
+                _deliver([(step, UnisonoError("the session was closed"))])
             self._resident.pop(cache, None)
+            self._used.pop(cache, None)
             cache.close()
 
         self._send(free)
@@ -165,7 +198,7 @@ class Engine:
             self._wake.notify()
         await asyncio.to_thread(self._thread.join)
         while self._waiting:
-            _deliver(self._waiting.popleft(), UnisonoError("the engine is closed"))
+            _deliver([(self._waiting.popleft(), UnisonoError("the engine is closed"))])
         while self._errands:
             self._errands.popleft()()
         self.decoder.close()
@@ -200,8 +233,27 @@ class Engine:
                 batch = self._take()
                 if not batch and self._waiting and not self._errands:
                     self._wake.wait()  # for room: until a session goes, or an older one comes
-            for part, outcome in zip(batch, self._outcomes(batch), strict=True):
-                self._settle(part, outcome)
+            if batch:
+                begun = time.monotonic()
+                outcomes = self._outcomes(batch)
+                self._observe(batch, begun, time.monotonic())
+                self._settle(batch, outcomes)
+
+    def _observe(self, batch: list[_Part], begun: float, ended: float) -> None:
+        """Keep what a pass cost."""
+        seconds, rows = ended - begun, sum(part.count for part in batch)
+        if all(part.step.left <= DECODE_ROWS for part in batch):
+            self.cost.observe(rows, seconds)
+            self.decoding = len(batch)
+        elif rows >= PROMPT_ROWS:
+            known = self._row_seconds or seconds / rows
+            self._row_seconds = 0.8 * known + 0.2 * seconds / rows
+        elapsed = ended - self._measured
+        weight = min(1.0, elapsed / BUSY_WINDOW)
+        self._busy += weight * (seconds / max(elapsed, 1e-9) - self._busy)
+        self._measured = ended
+        for part in batch:
+            self._used[part.step.cache] = ended
 
     def _take(self) -> list[_Part]:
         """What the next pass does: at most one step of each session, decode steps first."""
@@ -222,7 +274,8 @@ class Engine:
                 count = min(count, prompts)
             if count < 1:
                 continue
-            if not self._make_room(step, count, batch):
+            count = self._make_room(step, count, batch)
+            if not count:
                 continue
             room -= count
             if step.left > DECODE_ROWS:
@@ -236,13 +289,13 @@ class Engine:
             self._resident[cache] = self._begun
         return self._resident[cache]
 
-    def _make_room(self, step: _Step, count: int, batch: list[_Part]) -> bool:
-        """Bring in what the step needs, moving out younger sessions if it must.
+    def _make_room(self, step: _Step, count: int, batch: list[_Part]) -> int:
+        """Bring in what the step needs, moving out other sessions if it must; returns how many of
+        its rows can go, 0 if it has to wait.
 
         Errors other than a lack of room are left to the pass, which reports them.
         """
-        age = self._enter(step.cache)
-        busy = {id(p.step.cache) for p in batch} | {id(step.cache)}
+        self._enter(step.cache)
         while True:
             try:
                 if step.cache.moved_out:
@@ -250,21 +303,37 @@ class Engine:
                 begin = step.start + step.done
                 step.cache.reserve(begin, begin + count)
             except OutOfPages:
-                younger = [
-                    (a, c)
-                    for c, a in self._resident.items()
-                    if a > age and c.held and id(c) not in busy
-                ]
-                if not younger:
+                victim = self._victim(step.cache, batch)
+                if victim is not None:
+                    log.info("out of pages: a session of %d positions is moved out", victim.length)
+                    victim.move_out()
+                elif count > DECODE_ROWS:
+                    count //= 2  # fewer rows may need fewer pages at once
+                else:
                     # alone with all of the memory: it will never fit, and the pass says so
-                    return not any(c.held for c in self._resident if c is not step.cache)
-                victim = max(younger, key=lambda found: found[0])[1]
-                log.info("out of pages: a session of %d positions is moved out", victim.length)
-                victim.move_out()
+                    others = (c.held for c in self._resident if c is not step.cache)
+                    return 0 if any(others) else count
             except UnisonoError:
-                return True
+                return count
             else:
-                return True
+                return count
+
+    def _victim(self, cache: SessionCache, batch: list[_Part]) -> SessionCache | None:
+        """Who has to go for a session: the youngest that came after it, or else one whose rows
+        have not come for long."""
+        age, now = self._resident[cache], time.monotonic()
+        busy = {id(p.step.cache) for p in batch} | {id(cache)}
+        others = [(a, c) for c, a in self._resident.items() if c.held and id(c) not in busy]
+        younger = [(a, c) for a, c in others if a > age]
+        if younger:
+            return max(younger, key=lambda found: found[0])[1]
+        waiting = {id(s.cache) for s in self._waiting}
+        idle = [
+            (self._used.get(c, now), c)
+            for _, c in others
+            if id(c) not in waiting and now - self._used.get(c, now) > IDLE_SECONDS
+        ]
+        return min(idle, key=lambda found: found[0])[1] if idle else None
 
     def _outcomes(self, batch: list[_Part]) -> Sequence[Any]:
         """What each step gives: one session's failure must not become another's."""
@@ -277,25 +346,25 @@ class Engine:
                 return [error]
         return [outcome for part in batch for outcome in self._outcomes([part])]
 
-    def _compute(self, batch: list[_Part]) -> list[tuple[Rows, SampledToken | None]]:
+    def _compute(self, batch: list[_Part]) -> list[tuple[Rows, list[SampledToken]]]:
         rows = np.concatenate([self._rows(part) for part in batch])
         segments = [Segment(p.step.cache, p.step.start + p.step.done, p.count) for p in batch]
         out = self.decoder.forward(rows, segments)
-        stops = np.cumsum([part.count for part in batch])
-        drawing = [
-            (int(stop) - 1, part.step.start + len(part.step.source), part.step.draw)
-            for part, stop in zip(batch, stops, strict=True)
-            if part.ends and part.step.draw is not None
-        ]
+        drawing: list[tuple[int, int, Draw]] = []
+        first = 0
+        for part in batch:
+            position = part.step.start + part.step.done + 1
+            drawing += [(first + row, position + row, draw) for row, draw in part.draws]
+            first += part.count
         choices = iter(self.decoder.choose(out, drawing) if drawing else ())
-        results: list[tuple[Rows, SampledToken | None]] = []
-        for part, stop in zip(batch, stops, strict=True):
-            token = None
-            if part.ends and part.step.draw is not None:
-                position = part.step.start + len(part.step.source)
-                chosen = next(choices)
-                token = SampledToken(position, chosen.token, chosen.logprob, chosen.top)
-            results.append((out[int(stop) - part.count : int(stop)], token))
+        results: list[tuple[Rows, list[SampledToken]]] = []
+        first = 0
+        for part in batch:
+            position = part.step.start + part.step.done + 1
+            chosen = [(position + row, next(choices)) for row, _ in part.draws]
+            tokens = [SampledToken(at, c.token, c.logprob, c.top) for at, c in chosen]
+            results.append((out[first : first + part.count], tokens))
+            first += part.count
         return results
 
     def _rows(self, part: _Part) -> Rows:
@@ -303,19 +372,23 @@ class Engine:
         source = step.source[step.done : step.done + part.count]
         return self.decoder.embed(source) if isinstance(source, tuple) else source
 
-    def _settle(self, part: _Part, outcome: Any) -> None:
-        """Deliver a step that is done, or failed."""
-        step = part.step
-        if isinstance(outcome, Exception):
+    def _settle(self, batch: list[_Part], outcomes: Sequence[Any]) -> None:
+        """Deliver the steps that are done, or failed."""
+        ready: list[tuple[_Step, StepResult | Exception]] = []
+        for part, outcome in zip(batch, outcomes, strict=True):
+            step = part.step
+            if isinstance(outcome, Exception):
+                ready.append((step, outcome))
+                continue
+            rows, tokens = outcome
+            step.parts.append(rows)
+            step.tokens += tokens
+            step.done += part.count
+            if step.left == 0:
+                ready.append((step, _result(step)))
+        for step, _ in ready:
             self._forget(step)
-            _deliver(step, outcome)
-            return
-        rows, token = outcome
-        step.parts.append(rows)
-        step.done += part.count
-        if step.left == 0:
-            self._forget(step)
-            _deliver(step, _result(step, token))
+        _deliver(ready)
 
     def _forget(self, step: _Step) -> None:
         with self._wake:
@@ -323,24 +396,28 @@ class Engine:
                 self._waiting.remove(step)
 
 
-def _result(step: _Step, token: SampledToken | None) -> StepResult:
+def _result(step: _Step) -> StepResult:
     rows: NDArray[np.int64] = step.parts[0] if len(step.parts) == 1 else np.concatenate(step.parts)
     widths, encoded = encode_rows(rows)
     return StepResult(
         widths,
         tuple(bytes(row) for row in encoded),
         tuple(row_hash(row) for row in encoded),
-        token,
+        tuple(step.tokens),
     )
 
 
-def _deliver(step: _Step, outcome: StepResult | Exception) -> None:
-    def set_outcome() -> None:
-        if step.future.done():
-            return
-        if isinstance(outcome, Exception):
-            step.future.set_exception(outcome)
-        else:
-            step.future.set_result(outcome)
+def _deliver(ready: Sequence[tuple[_Step, StepResult | Exception]]) -> None:
+    """Hand outcomes over, those of one loop together: what they send then leaves together."""
 
-    step.loop.call_soon_threadsafe(set_outcome)
+    def set_outcomes(outcomes: list[tuple[_Step, StepResult | Exception]]) -> None:
+        for step, outcome in outcomes:
+            if step.future.done():
+                continue
+            if isinstance(outcome, Exception):
+                step.future.set_exception(outcome)
+            else:
+                step.future.set_result(outcome)
+
+    for loop in {step.loop for step, _ in ready}:
+        loop.call_soon_threadsafe(set_outcomes, [r for r in ready if r[0].loop is loop])

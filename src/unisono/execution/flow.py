@@ -1,127 +1,219 @@
-"""Rows and tokens on their way through a session's chain, as one hop sees them.
+"""Rows and tokens on their way through a session's ring of hops, as one hop sees them.
 
 The first hop turns tokens into rows, each hop passes its rows on, the last hop samples and
-sends the token to the gateway and back to the first hop. Hashes are taken on the way.
+sends the tokens to the gateway and back to the first hop. Where the first hop has grounds to
+guess what comes next it sends rows of guessed tokens too, window after window, without waiting
+for verdicts; the last hop keeps the longest run of right guesses, and rows behind a wrong one
+are replaced (speculative decoding, Leviathan et al. 2023; since sampling is a function of
+position and seed, it is exact for every request). Hashes are taken on the way.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Literal, TypeVar
+from math import prod
 
-from unisono.errors import PeerCheating, PeerGone, WireError
-from unisono.execution.engine import Engine, StepResult
-from unisono.execution.session import HopSession, page_keys
+from unisono.clock import Clock
+from unisono.errors import PeerCheating
+from unisono.execution.draft import Drafter, Guess, PastAnswers
+from unisono.execution.engine import DECODE_ROWS, Engine, StepResult
+from unisono.execution.outlet import RowsOutlet
+from unisono.execution.pace import MAX_AHEAD, Pace
+from unisono.execution.session import ArrivedRows, HopSession, page_keys
 from unisono.models.cache import PAGE
-from unisono.types import NodeId, PeerAddress
+from unisono.types import SampledToken
 from unisono.wire.claims import row_hash, token_hash
-from unisono.wire.frames import decode_frame, encode_frame
-from unisono.wire.messages import Attach, Attached, Refused, Rows, Token
+from unisono.wire.messages import Rewire, Rewired, Tokens
 from unisono.wire.rows import decode_rows
-from unisono.wire.transports.base import Stream, Transport
 
 PREFILL_ROWS = 128
 """Rows of a prompt that are sent on together: the next hop starts while this one goes on."""
-ATTACH_SECONDS = 10.0
-
-_T = TypeVar("_T")
-
-
-class PeerLost(WireError):
-    """A neighbour in the chain failed; `peer` says which."""
-
-    def __init__(self, peer: NodeId, cause: WireError) -> None:
-        super().__init__(f"node {peer[:8]}: {cause}")
-        self.peer = peer
-
-
-async def blaming(peer: NodeId, work: Awaitable[_T]) -> _T:
-    """Await `work`; a failure of the wire is `peer`'s.
-
-    Raises:
-        PeerLost: in place of any other wire error.
-    """
-    try:
-        return await work
-    except PeerLost:
-        raise
-    except WireError as error:
-        raise PeerLost(peer, error) from error
-
-
-async def attach(
-    transport: Transport,
-    peer: PeerAddress,
-    session: HopSession,
-    hop: int,
-    kind: Literal["rows", "tokens"],
-) -> Stream:
-    """Open a stream to another hop of the chain.
-
-    Raises:
-        PeerLost: it cannot be reached, or does not know the session.
-    """
-    return await blaming(peer.node, _attach(transport, peer, session, hop, kind))
-
-
-async def _attach(
-    transport: Transport,
-    peer: PeerAddress,
-    session: HopSession,
-    hop: int,
-    kind: Literal["rows", "tokens"],
-) -> Stream:
-    stream = await transport.dial(peer)
-    try:
-        await stream.send(encode_frame(Attach(session.opened.session, hop, kind)))
-        async with asyncio.timeout(ATTACH_SECONDS):
-            reply, _ = decode_frame(await stream.receive())
-        if not isinstance(reply, Attached):
-            reason = reply.message if isinstance(reply, Refused) else type(reply).__name__
-            raise PeerGone(f"did not attach: {reason}")
-    except TimeoutError:
-        await stream.close()
-        raise PeerGone(f"did not answer within {ATTACH_SECONDS:.0f} s") from None
-    except WireError:
-        await stream.close()
-        raise
-    return stream
+LEARN_TOKENS = 512
+"""Tokens that a drafter takes in at a time."""
 
 
 class Flow:
-    """Moves one session's rows and tokens."""
+    """Computes one session's rows and tokens on one hop."""
 
-    def __init__(self, engine: Engine, transport: Transport, session: HopSession) -> None:
+    def __init__(
+        self, engine: Engine, session: HopSession, clock: Clock, past: PastAnswers
+    ) -> None:
         self._engine = engine
-        self._transport = transport
         self._session = session
+        self._clock = clock
+        self._past = past
+        self._drafter: Drafter | None = None
+        self._guesses: list[Guess] = []
+        """What is guessed to follow the known tokens, sent or about to be."""
+        self._pace = Pace()
+        self._sent_at: dict[int, float] = {}
+        self._kept = 0
 
-    async def feed(self) -> None:
-        """First hop: the given tokens in chunks, then each token as it comes back.
+    async def run(self) -> None:
+        """Serve the session until it is cancelled, or the answer of a lone hop is complete.
 
         Raises:
-            PeerLost: the next hop, or the gateway.
+            PeerCheating: the hop before broke the protocol.
+        """
+        if self._session.is_first:
+            await self._feed()
+        else:
+            await self._pass_on()
+
+    async def _pass_on(self) -> None:
+        """Any other hop: rows as the hop before sends them."""
+        session = self._session
+        while True:
+            arrival = await session.inbox.get()
+            if isinstance(arrival, Rewire):
+                self._rewired()
+            elif isinstance(arrival, ArrivedRows):
+                rows = session.usable(arrival)
+                if rows is not None:
+                    await self._compute_rows(rows)
+
+    async def _compute_rows(self, arrived: ArrivedRows) -> None:
+        session = self._session
+        rows = decode_rows(arrived.widths, arrived.body, arrived.hidden)
+        incoming: list[bytes] = []
+        offset = 0
+        for width in arrived.widths:
+            incoming.append(row_hash(arrived.body[offset : offset + arrived.hidden * width]))
+            offset += arrived.hidden * width
+        position = arrived.position
+        ids = arrived.tokens or tuple(session.tokens[position : position + len(incoming)])
+        draws = session.draws(position, ids)
+        result = await self._engine.step(session.cache, position, rows, draws)
+        session.record(position, incoming, result.hashes)
+        self._emit(position, ids or (0,) * len(incoming), result)
+        session.progressed()
+
+    def _emit(self, position: int, ids: tuple[int, ...], result: StepResult) -> list[SampledToken]:
+        """Pass on what a step gave: rows to the next hop, or tokens to both ends."""
+        session = self._session
+        if isinstance(session.outlet, RowsOutlet):
+            session.outlet.add(position, result.encoded, result.widths, ids)
+            return []
+        accepted = session.accept(position, ids, result.tokens)
+        if accepted:
+            session.outlet.add(accepted)
+        return accepted
+
+    async def _feed(self) -> None:
+        """First hop: the given tokens in chunks, then each token as it comes back."""
+        session = self._session
+        alone = session.is_last
+        position = await self._adopt()
+        while True:
+            while (arrival := session.inbox.take()) is not None:
+                position = self._absorb(arrival, position)
+            chunk = await self._chunk(position)
+            if session.ended and alone and not chunk:
+                return
+            if not chunk:
+                position = self._absorb(await session.inbox.get(), position)
+                continue
+            draws = session.draws(position, chunk)
+            result = await self._engine.step(session.cache, position, chunk, draws)
+            session.record(position, [token_hash(t) for t in chunk], result.hashes)
+            position += len(chunk)
+            self._sent_at[position - 1] = self._clock.monotonic()
+            for token in self._emit(position - len(chunk), chunk, result):
+                position = self._heard(token.token, token.position, position)
+            self._keep()
+            session.progressed()
+
+    async def _chunk(self, position: int) -> tuple[int, ...]:
+        """The tokens of the next step from `position` on, with guesses if they are worth it."""
+        session = self._session
+        known = len(session.tokens)
+        if session.ended:  # nothing follows the last token, so that its row is not needed
+            return tuple(session.tokens[position : known - 1][:PREFILL_ROWS])
+        # a lone hop has nobody to keep busy: its engine cuts the prompt as it sees fit
+        size = known if session.is_last else PREFILL_ROWS
+        chunk = session.tokens[position : position + size]
+        if position + len(chunk) < known or len(chunk) >= DECODE_ROWS:
+            return tuple(chunk)
+        sent = max(0, position - known)
+        await self._guess(sent + DECODE_ROWS - len(chunk))
+        guesses = [g.token for g in self._guesses[sent : sent + DECODE_ROWS - len(chunk)]]
+        return (*chunk, *guesses)
+
+    async def _guess(self, count: int) -> None:
+        """Extend the guesses to `count`, as far as they are worth their rows."""
+        session = self._session
+        if not session.opened.draft:
+            return
+        if self._drafter is None:
+            self._drafter = Drafter(self._past)
+            for start in range(0, len(session.tokens), LEARN_TOKENS):
+                self._drafter.learn(session.tokens[start : start + LEARN_TOKENS])
+                await asyncio.sleep(0)
+        engine = self._engine
+        smallest = self._pace.smallest_chance(engine.cost, engine.decoding, engine.idle)
+        chance = prod(g.chance for g in self._guesses)
+        most = min(count, MAX_AHEAD, session.last_row + 1 - len(session.tokens))
+        while len(self._guesses) < most:
+            guess = self._drafter.guess([g.token for g in self._guesses])
+            if guess is None or guess.token in session.opened.stop_tokens:
+                return
+            chance *= guess.chance
+            if chance < smallest:
+                return
+            self._guesses.append(guess)
+
+    def _absorb(self, arrival: object, position: int) -> int:
+        """Take in what came; returns where to compute next.
+
+        Raises:
+            PeerCheating: tokens that are out of order or range, or contradict known ones.
         """
         session = self._session
-        position = await self._adopt()
-        # a lone hop has nobody to keep busy: its engine cuts the prompt as it sees fit
-        rows = PREFILL_ROWS if session.next is not None else len(session.tokens)
-        while True:
-            chunk = tuple(session.tokens[position : position + rows])
-            draw = session.draw_after(position + len(chunk) - 1)
-            result = await self._engine.step(session.cache, position, chunk, draw)
-            session.in_hashes += [token_hash(t) for t in chunk]
-            session.out_hashes += result.hashes
-            self._keep(position, position + len(chunk))
-            await self._emit(position, result)
-            position += len(chunk)
-            if session.ended:  # a single hop has sampled the last token itself
-                return
-            if position == len(session.tokens):
-                session.tokens.append(await session.arrived.get())
-                if session.ended:
-                    return
+        if isinstance(arrival, Rewire):
+            self._rewired()
+        elif isinstance(arrival, Tokens):
+            for token in arrival.tokens:
+                known = len(session.tokens)
+                if token.token >= self._engine.decoder.config.vocabulary_size:
+                    raise PeerCheating(f"token {token.token} is outside the vocabulary")
+                if token.position < known:  # sent again for a hop that was replaced
+                    if session.tokens[token.position] != token.token:
+                        raise PeerCheating(f"another token for position {token.position}")
+                    continue
+                if token.position > known or known > position or session.ended:
+                    raise PeerCheating(
+                        f"a token for position {token.position} came before its turn: "
+                        f"position {known} is next"
+                    )
+                session.tokens.append(token.token)
+                position = self._heard(token.token, known, position)
+        return position
+
+    def _heard(self, token: int, at: int, position: int) -> int:
+        """A token is known: judge the guess of it; returns where to compute next."""
+        sent = self._sent_at.pop(at - 1, None)
+        if sent is not None:
+            self._pace.observe(self._clock.monotonic() - sent)
+        if self._drafter is not None:
+            self._drafter.learn((token,))
+        if not self._guesses:
+            return min(position, at)
+        guess = self._guesses[0]
+        assert self._drafter is not None
+        right = guess.token == token
+        self._drafter.judge(guess, right)
+        if right:
+            del self._guesses[0]
+            return position
+        self._guesses.clear()
+        self._sent_at.clear()
+        if position > at:
+            self._session.truncate(at)
+        return min(position, at)
+
+    def _rewired(self) -> None:
+        session = self._session
+        session.control.post(Rewired(session.opened.session, session.wanted))
 
     async def _adopt(self) -> int:
         """Begin with what earlier sessions computed of the same prompt; returns where to go on."""
@@ -133,91 +225,19 @@ class Flow:
         for prefix in found:
             session.in_hashes += prefix.hashes[0]
             session.out_hashes += prefix.hashes[1]
-        return len(found) * PAGE
+        self._kept = len(found) * PAGE
+        return self._kept
 
-    def _keep(self, start: int, stop: int) -> None:
-        """Keep the pages that the positions `start` to `stop` completed."""
+    def _keep(self) -> None:
+        """Keep the pages that were completed, if this hop computes everything from tokens."""
         session = self._session
-        if not (session.is_first and session.is_last) or start // PAGE == stop // PAGE:
+        done = min(len(session.in_hashes), len(session.tokens) - 1)
+        if not session.is_last or done // PAGE <= self._kept // PAGE:
             return
-        keys = page_keys(session.tokens, stop // PAGE)
-        for page in range(start // PAGE, stop // PAGE):
+        first, last = self._kept // PAGE, done // PAGE
+        keys = page_keys(session.tokens, last)
+        for page in range(first, last):
             here = slice(page * PAGE, (page + 1) * PAGE)
             hashes = session.in_hashes[here], session.out_hashes[here]
             self._engine.keep(session.cache, keys[: page + 1], hashes)
-
-    async def rows_in(self, stream: Stream) -> None:
-        """Any other hop: rows as the hop before sends them.
-
-        Raises:
-            PeerLost: a neighbour, or the gateway.
-        """
-        while True:
-            position, widths, body = await blaming(stream.peer, self._next_rows(stream))
-            await self._rows_step(stream.peer, position, widths, body)
-
-    async def tokens_in(self, stream: Stream) -> None:
-        """First hop: tokens as the last hop sends them back.
-
-        Raises:
-            PeerLost: the last hop.
-        """
-        while True:
-            self._session.arrived.put_nowait(await blaming(stream.peer, self._next_token(stream)))
-
-    async def _next_rows(self, stream: Stream) -> tuple[int, bytes, memoryview]:
-        message, body = decode_frame(await stream.receive())
-        if not isinstance(message, Rows) or message.session != self._session.opened.session:
-            raise PeerCheating(f"{type(message).__name__} where rows were expected")
-        self._session.check_rows(message.position, len(message.widths))
-        return message.position, message.widths, body
-
-    async def _next_token(self, stream: Stream) -> int:
-        message, _ = decode_frame(await stream.receive())
-        if not isinstance(message, Token) or message.session != self._session.opened.session:
-            raise PeerCheating(f"{type(message).__name__} where a token was expected")
-        if message.token.token >= self._engine.decoder.config.vocabulary_size:
-            raise PeerCheating(f"token {message.token.token} is outside the vocabulary")
-        due = len(self._session.tokens)
-        if message.token.position != due or not self._session.arrived.empty():
-            raise PeerCheating(
-                f"a token for position {message.token.position} came before its turn: "
-                f"position {due} is next"
-            )
-        return message.token.token
-
-    async def _rows_step(
-        self, peer: NodeId, position: int, widths: bytes, body: memoryview
-    ) -> None:
-        session = self._session
-        hidden = self._engine.decoder.config.hidden_size
-        try:
-            rows = decode_rows(widths, body, hidden)
-        except PeerCheating as error:
-            raise PeerLost(peer, error) from error
-        offset = 0
-        for width in widths:
-            session.in_hashes.append(row_hash(body[offset : offset + hidden * width]))
-            offset += hidden * width
-        draw = session.draw_after(position + len(widths) - 1)
-        result = await self._engine.step(session.cache, position, rows, draw)
-        session.out_hashes += result.hashes
-        await self._emit(position, result)
-
-    async def _emit(self, position: int, result: StepResult) -> None:
-        """Pass on what a step gave: rows to the next hop, or a token to both ends."""
-        session, opened = self._session, self._session.opened
-        if session.next is not None:
-            rows = encode_frame(
-                Rows(opened.session, position, result.widths), b"".join(result.encoded)
-            )
-            await blaming(session.next.peer, session.next.send(rows))
-        if result.token is None:
-            return
-        session.tokens.append(result.token.token)
-        token = encode_frame(Token(opened.session, result.token))
-        await blaming(opened.gateway, session.control.send(token))
-        if opened.first is not None and not session.ended:
-            if session.back is None:
-                session.back = await attach(self._transport, opened.first, session, 0, "tokens")
-            await blaming(opened.first.node, session.back.send(token))
+        self._kept = done

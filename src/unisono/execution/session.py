@@ -1,20 +1,23 @@
-"""One session on one hop: its place in the chain, its cache, and the hashes it will sign."""
+"""One session on one hop: its place in the ring, its cache, and the hashes it will sign."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 
+import msgspec
 import numpy as np
 
 from unisono.errors import PeerCheating, PeerRefused
-from unisono.models.cache import PAGE, SessionCache
+from unisono.execution.outlet import RowsOutlet, TokensOutlet
+from unisono.models.cache import PAGE, REACH_BACK, SessionCache
 from unisono.models.decoder import Draw
-from unisono.types import Q16, digest, stop_rule
+from unisono.types import Q16, SampledToken, SessionId, digest, stop_rule
 from unisono.wire.claims import TAG_BYTES, HopClaim, rows_root, tokens_root
 from unisono.wire.identity import Identity
-from unisono.wire.messages import Open
-from unisono.wire.transports.base import Stream
+from unisono.wire.link import Link
+from unisono.wire.messages import Open, Rewire, Tokens
 
 
 def page_keys(tokens: Sequence[int], count: int) -> list[bytes]:
@@ -28,30 +31,98 @@ def page_keys(tokens: Sequence[int], count: int) -> list[bytes]:
     return keys
 
 
+class ArrivedRows(msgspec.Struct, frozen=True):
+    """Rows as they came from the hop before."""
+
+    position: int
+    widths: bytes
+    tokens: tuple[int, ...]
+    body: memoryview
+    hidden: int
+
+    def first(self, count: int) -> ArrivedRows:
+        """The first `count` of them."""
+        body = self.body[: self.hidden * sum(self.widths[:count])]
+        return msgspec.structs.replace(
+            self, widths=self.widths[:count], tokens=self.tokens[:count], body=body
+        )
+
+
+Arrival = ArrivedRows | Tokens | Rewire
+
+
+class Inbox:
+    """What waits for a session. Rows that later ones replace are not kept."""
+
+    def __init__(self) -> None:
+        self._items: deque[Arrival] = deque()
+        self._filled = asyncio.Event()
+
+    def put(self, item: Arrival) -> None:
+        """Add an arrival."""
+        if isinstance(item, ArrivedRows):
+            self._supersede(item.position)
+        self._items.append(item)
+        self._filled.set()
+
+    def _supersede(self, position: int) -> None:
+        while self._items:
+            last = self._items[-1]
+            if not isinstance(last, ArrivedRows) or last.position + len(last.widths) <= position:
+                return
+            self._items.pop()
+            if last.position < position:
+                self._items.append(last.first(position - last.position))
+                return
+
+    def forget(self) -> None:
+        """Drop the rows and tokens that wait."""
+        self._items = deque(item for item in self._items if isinstance(item, Rewire))
+
+    def take(self) -> Arrival | None:
+        """The next arrival, if there is one."""
+        return self._items.popleft() if self._items else None
+
+    async def get(self) -> Arrival:
+        """The next arrival."""
+        while not self._items:
+            self._filled.clear()
+            await self._filled.wait()
+        return self._items.popleft()
+
+
 class HopSession:
-    """State only; `execution.worker` moves the bytes."""
+    """State only; `execution.flow` computes and `execution.worker` moves the bytes."""
 
     def __init__(
-        self, opened: Open, tokens: Sequence[int], cache: SessionCache, control: Stream
+        self, opened: Open, tokens: Sequence[int], cache: SessionCache, control: Link
     ) -> None:
         self.opened = opened
         self.cache = cache
         self.control = control
-        """The stream to the gateway."""
+        """The link to the gateway."""
+        self.previous = opened.previous
+        """From whom rows or tokens are taken."""
+        self.next = opened.next
         self.tokens = list(tokens)
         """Prompt and answer so far, on the first and the last hop."""
         self.in_hashes: list[bytes] = []
         self.out_hashes: list[bytes] = []
-        self.arrived: asyncio.Queue[int] = asyncio.Queue()
-        """Tokens that the last hop sent back, on the first hop."""
-        self.next: Stream | None = None
-        """Rows go out here, except on the last hop."""
-        self.back: Stream | None = None
-        """Tokens go back to the first hop here, from a last hop that is not the first."""
-        self.attached = False
-        """Whether the stream from another hop has come: rows, or on the first hop tokens."""
+        self._furthest = 0
+        """Positions that were ever computed: the cache reaches back from there."""
+        self.inbox = Inbox()
+        self.outlet: RowsOutlet | TokensOutlet = (
+            TokensOutlet(opened.session, control, self.tokens, opened.resume)
+            if self.is_last
+            else RowsOutlet(opened.session, opened.prompt)
+        )
+        self.progressed: Callable[[], None] = lambda: None
+        """Called when rows were computed."""
         self.tasks: set[asyncio.Task[None]] = set()
-        self.dropped = asyncio.Event()
+
+    @property
+    def id(self) -> SessionId:
+        return self.opened.session
 
     @property
     def is_first(self) -> bool:
@@ -72,16 +143,60 @@ class HopSession:
         answered = len(self.tokens) - self.opened.prompt
         return answered > 0 and stop_rule(self.opened, answered, self.tokens[-1])
 
-    def draw_after(self, position: int) -> Draw | None:
-        """What to sample after the row at `position`: only the row of the last known token."""
-        if not self.is_last or position != len(self.tokens) - 1:
-            return None
+    @property
+    def wanted(self) -> int:
+        """The first position that this hop still wants from the one before."""
+        return len(self.tokens) if self.is_first else len(self.in_hashes)
+
+    @property
+    def last_row(self) -> int:
+        """Position of the last row that the longest answer needs."""
+        return self.opened.prompt + self.opened.max_tokens - 2
+
+    def record(self, position: int, incoming: Sequence[bytes], outgoing: Sequence[bytes]) -> None:
+        """Hashes of rows in and out from `position` on; they replace what was there."""
+        self.truncate(position)
+        self.in_hashes += incoming
+        self.out_hashes += outgoing
+        self._furthest = max(self._furthest, len(self.in_hashes))
+
+    def truncate(self, position: int) -> None:
+        """Rows from `position` on are void."""
+        del self.in_hashes[position:], self.out_hashes[position:]
+
+    def draws(self, position: int, ids: Sequence[int]) -> tuple[Draw, ...]:
+        """What to sample after rows whose tokens are `ids`, the first at `position`: after that of
+        the last known token, and after the guesses that follow it."""
+        known = len(self.tokens)
+        first = max(known - 1, position)
+        count = min(position + len(ids), self.last_row + 1) - first
+        if not self.is_last or count <= 0 or first > known - 1 or self.ended:
+            return ()
         s = self.opened.sampling
         penalised = s.repetition_penalty != Q16 or s.presence_penalty or s.frequency_penalty
-        # only penalties look at the tokens: copying them for each would cost O(length)
-        tokens = np.array(self.tokens if penalised else (), dtype=np.int32)
-        prompt = min(self.opened.prompt, len(tokens))
-        return Draw(s, tokens, prompt, self.opened.top_logprobs)
+        if not penalised:  # only penalties look at the tokens: copying them would cost O(length)
+            return (Draw(s, np.array((), dtype=np.int32), 0, self.opened.top_logprobs),) * count
+        tokens = np.array([*self.tokens, *ids[known - position :]], dtype=np.int32)
+        return tuple(
+            Draw(s, tokens[: known + i], self.opened.prompt, self.opened.top_logprobs)
+            for i in range(count)
+        )
+
+    def accept(
+        self, position: int, ids: Sequence[int], sampled: Sequence[SampledToken]
+    ) -> list[SampledToken]:
+        """Take in what was drawn after rows with tokens `ids` from `position` on: up to the first
+        token that is not the one that was guessed. Rows behind it are void."""
+        accepted: list[SampledToken] = []
+        for token in sampled:
+            at = token.position - position
+            self.tokens.append(token.token)
+            accepted.append(token)
+            if self.ended or at >= len(ids) or ids[at] != token.token:
+                break
+        if sampled:
+            self.truncate(len(self.tokens) - 1)
+        return accepted
 
     def prefix_keys(self) -> list[bytes]:
         """Names of the prompt's complete pages, each by all tokens up to its end, if this hop
@@ -91,23 +206,45 @@ class HopSession:
             return []
         return page_keys(self.tokens, (len(self.tokens) - 1) // PAGE)
 
-    def check_rows(self, position: int, count: int) -> None:
-        """Rows must come once and in order, and never before their token is known.
+    def usable(self, arrived: ArrivedRows) -> ArrivedRows | None:
+        """Those of the rows that are worth computing; None if none are.
+
+        On the last hop, rows behind a wrong guess are not: what follows the right token comes.
 
         Raises:
-            PeerCheating: they do not.
+            PeerCheating: rows leave a gap, go back too far, or have no tokens where they must.
         """
-        if position != len(self.in_hashes):
-            raise PeerCheating(
-                f"rows from position {position} came when position {len(self.in_hashes)} was next"
-            )
+        position, count = arrived.position, len(arrived.widths)
         if position + count > self.opened.positions:
             raise PeerCheating(
                 f"rows up to position {position + count - 1} in a session of "
                 f"{self.opened.positions} positions"
             )
-        if self.is_last and position + count > len(self.tokens):
-            raise PeerCheating(f"a row came for position {position + count - 1} before its token")
+        if self.is_last:
+            known = len(self.tokens)
+            if not arrived.tokens and position + count > self.opened.prompt:
+                raise PeerCheating(
+                    f"a row came for position {position + count - 1} without its token"
+                )
+            # nothing follows the last token, so that its row is not needed
+            wanted = known - 1 - position if self.ended else count
+            if arrived.tokens and (position >= known or wanted <= 0):
+                return None
+            for i, token in enumerate(arrived.tokens[: known - position]):
+                if token != self.tokens[position + i]:
+                    wanted = min(wanted, i)
+                    break
+            if wanted <= 0:
+                return None
+            arrived = arrived.first(wanted) if wanted < count else arrived
+        due = len(self.in_hashes)
+        if position > due:
+            raise PeerCheating(f"rows from position {position} came when position {due} was next")
+        if position < self._furthest - REACH_BACK:
+            raise PeerCheating(
+                f"rows from position {position} replace more than {REACH_BACK} of {self._furthest}"
+            )
+        return arrived
 
     def cancel(self) -> None:
         """Stop what computes or moves for this session."""

@@ -1,8 +1,8 @@
-"""The worker service of a node: sessions of one block of layers, over streams.
+"""The worker service of a node: sessions of one block of layers, over links.
 
-A stream begins with `Open` (from a gateway: it stays as the session's control stream),
-`Attach` (from another hop: rows, or tokens on their way back), `Probe` or `Ping`. Anything
-else, or anything out of order, ends the stream; the node stays up.
+A stream begins with `Multiplex` (a link: it carries the messages of many sessions, from a
+gateway or between hops), `Probe` or `Ping`. Anything else ends the stream; the node stays up.
+What a session's neighbours and its gateway may say is decided by the peer that proved its id.
 """
 
 from __future__ import annotations
@@ -16,33 +16,38 @@ import numpy as np
 
 from unisono.clock import Clock, SystemClock
 from unisono.errors import PeerCheating, PeerGone, PeerRefused, UnisonoError, WireError
+from unisono.execution.draft import PastAnswers
+from unisono.execution.early import EarlyMessages
 from unisono.execution.engine import Engine
-from unisono.execution.flow import Flow, PeerLost, attach
-from unisono.execution.session import HopSession
+from unisono.execution.flow import Flow
+from unisono.execution.session import ArrivedRows, HopSession
 from unisono.models.cache import PAGE
-from unisono.types import ModelId, PeerAddress, SessionId
+from unisono.types import ModelId, NodeId, PeerAddress, SessionId
 from unisono.wire.frames import decode_frame, encode_frame
 from unisono.wire.identity import Identity
+from unisono.wire.link import Link, Links
 from unisono.wire.messages import (
-    Attach,
-    Attached,
     Claimed,
+    Close,
     Failed,
     Finish,
     Message,
+    Multiplex,
     Open,
     Opened,
     Ping,
     Pong,
     Refused,
+    Rewire,
+    Rewired,
+    Rows,
+    Tokens,
 )
 from unisono.wire.records import LEASE_SECONDS, Info, NodeRecord, Probe
 from unisono.wire.transports.base import Stream, Transport
 
 log = logging.getLogger(__name__)
 
-SILENCE_SECONDS = 15.0
-"""A gateway that sends nothing this long (it pings every second) has gone."""
 FIRST_MESSAGE_SECONDS = 10.0
 OVERCOMMIT = 3.0
 """Answers rarely use all the positions they ask for; those who do are moved out for a while."""
@@ -75,7 +80,12 @@ class Worker:
         self._limit = int(store.budget * overcommit)
         self._position_bytes = sum(store.bytes) / PAGE
         self._sessions: dict[SessionId, HopSession] = {}
+        self._early = EarlyMessages(self._clock)
+        self._past = PastAnswers()
+        self._links = Links(transport, self._clock, self._receive, self._lost)
         self._sequence = 0
+        self.leaving = False
+        """Whether new sessions are refused, since the node is about to go."""
 
     @property
     def sessions(self) -> int:
@@ -91,6 +101,7 @@ class Worker:
         """This node's signed description, good for one lease."""
         now_ms = int(self._clock.now() * 1000)
         self._sequence = max(self._sequence + 1, now_ms)
+        cost = self._engine.cost
         return NodeRecord(
             node=self._identity.node_id,
             address=self._address,
@@ -100,6 +111,10 @@ class Worker:
             sessions=self.sessions,
             sequence=self._sequence,
             expires=now_ms + int(LEASE_SECONDS * 1000),
+            step_us=int((cost.fixed + cost.row) * 1e6) if cost.measured else 0,
+            row_us=int(self._engine.row_seconds * 1e6),
+            queue=self._engine.queued,
+            leaving=self.leaving,
         ).signed_by(self._identity)
 
     async def handle(self, stream: Stream) -> None:
@@ -110,45 +125,83 @@ class Worker:
         """
         try:
             async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
-                message, body = decode_frame(await stream.receive())
+                message, _ = decode_frame(await stream.receive())
         except TimeoutError:
             raise PeerGone(f"nothing came in {FIRST_MESSAGE_SECONDS:.0f} s") from None
-        if isinstance(message, Open):
-            await self._control(stream, message, bytes(body))
-        elif isinstance(message, Attach):
-            await self._attach(stream, message)
+        if isinstance(message, Multiplex):
+            await self._links.accept(stream)
         elif isinstance(message, Probe):
-            await _send(stream, Info(self.record()))
+            await stream.send(encode_frame(Info(self.record())))
         elif isinstance(message, Ping):
-            await _send(stream, Pong(message.nonce))
+            await stream.send(encode_frame(Pong(message.nonce)))
         else:
             raise PeerCheating(f"a stream cannot begin with {type(message).__name__}")
 
-    async def _control(self, stream: Stream, opened: Open, body: bytes) -> None:
-        try:
-            session = self._open(stream, opened, body)
-        except PeerRefused as refusal:
-            await _send(stream, Refused(refusal.code, str(refusal)[:1024]))
-            return
-        try:
-            if opened.next is not None:
-                hop = opened.hop + 1
-                session.next = await attach(self._transport, opened.next, session, hop, "rows")
-            await _send(stream, Opened(opened.session))
-            if session.is_first:
-                flow = Flow(self._engine, self._transport, session)
-                self._spawn(session, flow.feed())
-            await self._obey(session)
-        except PeerLost as error:
-            await self._report(session, error)
-            await self._obey(session)
-        finally:
-            await self._drop(session)
+    async def close(self) -> None:
+        """End all sessions and links; idempotent."""
+        for session in tuple(self._sessions.values()):
+            self._drop(session)
+        await self._links.close()
 
-    def _open(self, stream: Stream, opened: Open, body: bytes) -> HopSession:
+    def _receive(self, link: Link, message: Message, body: memoryview) -> None:
+        if isinstance(message, Open):
+            self._open(link, message, bytes(body))
+        elif isinstance(message, Rows | Tokens):
+            session = self._sessions.get(message.session)
+            if session is None:  # it may have overtaken the session's `Open`
+                self._early.put(message.session, (link.peer, message, bytes(body)))
+            else:
+                self._arrive(session, link.peer, message, body)
+        elif isinstance(message, Rewire | Finish | Close):
+            self._obey(link, message)
+        elif isinstance(message, Refused | Failed):
+            log.info("node %s: %s", link.peer[:8], message.message)
+        else:
+            raise PeerCheating(f"{type(message).__name__} on a link to a node")
+
+    def _open(self, link: Link, opened: Open, body: bytes) -> None:
+        try:
+            session = self._admit(link, opened, body)
+        except PeerRefused as refusal:
+            link.post(Refused(refusal.code, str(refusal)[:1024], opened.session))
+            return
+        link.post(Opened(opened.session))
+        self._spawn(session, self._compute(session))
+        if opened.next is not None:
+            self._spawn(session, self._connect(session, opened.next, opened.resume))
+        for peer, message, content in self._early.take(opened.session):
+            self._arrive(session, peer, message, memoryview(content))
+
+    async def _compute(self, session: HopSession) -> None:
+        """Run a session's flow. When a hop before cheats, the gateway learns of it, and another
+        may take that hop's place.
+
+        Raises:
+            UnisonoError: the flow cannot go on.
+        """
+        flow = Flow(self._engine, session, self._clock, self._past)
+        while True:
+            try:
+                return await flow.run()
+            except PeerCheating as error:
+                self._report(session, error)
+                if session.is_first:  # what it knows of its answer is in the flow that ended
+                    return None
+            finally:
+                session.previous = None
+                session.inbox.forget()
+
+    def _admit(self, link: Link, opened: Open, body: bytes) -> HopSession:
+        """Take a session in.
+
+        Raises:
+            PeerRefused: it cannot be served here, or not now.
+        """
         config = self._engine.decoder.config
-        if stream.peer != opened.gateway:
+        if link.peer != opened.gateway:
             raise PeerRefused("the session names another gateway than the peer", "wrong_gateway")
+        if self.leaving:
+            raise PeerRefused("this node is leaving", "leaving")
         if opened.model != self._model or opened.layers != self._layers:
             raise PeerRefused(
                 f"this node holds layers {self._layers} of model {self._model[:12]}…, not "
@@ -188,52 +241,89 @@ class Worker:
             )
         self._promised += needed
         cache = self._engine.decoder.new_cache(opened.positions)
-        session = HopSession(opened, tokens, cache, stream)
+        session = HopSession(opened, tokens, cache, link)
         self._sessions[opened.session] = session
         return session
 
-    async def _obey(self, session: HopSession) -> None:
-        """Answer the gateway until it closes the stream."""
-        stream = session.control
-        while True:
-            try:
-                async with asyncio.timeout(SILENCE_SECONDS):
-                    message, _ = decode_frame(await stream.receive())
-            except TimeoutError:
-                raise PeerGone(f"the gateway was silent for {SILENCE_SECONDS:.0f} s") from None
-            if isinstance(message, Ping):
-                await _send(stream, Pong(message.nonce))
-            elif isinstance(message, Finish) and message.session == session.opened.session:
-                await self._finish(session, message.tokens)
-            else:
-                raise PeerCheating(f"{type(message).__name__} on a control stream")
+    def _arrive(
+        self, session: HopSession, peer: NodeId, message: Rows | Tokens, body: memoryview
+    ) -> None:
+        """Rows or tokens for a session. Those of a peer that is not, or no longer, the hop before
+        are dropped."""
+        wanted = Tokens if session.is_first else Rows
+        if peer != session.previous or type(message) is not wanted:
+            log.info("session %s: %s of %s dropped", session.id[:8], type(message).__name__, peer)
+        elif isinstance(message, Rows):
+            hidden = self._engine.decoder.config.hidden_size
+            rows = ArrivedRows(message.position, message.widths, message.tokens, body, hidden)
+            session.inbox.put(rows)
+        else:
+            session.inbox.put(message)
 
-    async def _finish(self, session: HopSession, tokens: int) -> None:
-        session.cancel()  # an answer that a stop string cut may still be computing
+    async def _connect(self, session: HopSession, address: PeerAddress, position: int) -> None:
+        """Send to another hop from now on, from `position` on.
+
+        Raises:
+            PeerLost: it cannot be reached.
+            PeerRefused: the journal does not reach back that far.
+        """
+        try:
+            link = await self._links.to(address)
+        except WireError as error:
+            raise PeerLost(address.node, error) from error
+        self._disconnect(session)
+        if link.problem is not None:  # just now, and those who used it were told before
+            raise PeerLost(address.node, link.problem)
+        link.users.add(session)
+        session.next = address
+        session.outlet.rewire(link, position)
+
+    def _disconnect(self, session: HopSession) -> None:
+        link, session.outlet.link = session.outlet.link, None
+        if link is not None:
+            link.users.discard(session)
+
+    def _obey(self, link: Link, message: Rewire | Finish | Close) -> None:
+        """Do what a session's gateway asks for."""
+        session = self._sessions.get(message.session)
+        if session is None or link is not session.control:
+            if not isinstance(message, Close):
+                problem = "no such session on this node"
+                link.post(Refused("unknown_session", problem, message.session))
+        elif isinstance(message, Close):
+            self._drop(session)
+        elif isinstance(message, Finish):
+            self._finish(session, message.tokens)
+        else:
+            self._rewire(session, message)
+
+    def _rewire(self, session: HopSession, message: Rewire) -> None:
+        if message.previous is not None:
+            session.previous = message.previous
+            session.inbox.forget()  # the new one sends again what is not computed yet
+            session.inbox.put(message)
+        if message.next is not None:
+            self._spawn(session, self._rewire_next(session, message.next, message.resume))
+
+    async def _rewire_next(self, session: HopSession, address: PeerAddress, position: int) -> None:
+        self._disconnect(session)
+        await self._connect(session, address, position)
+        session.control.post(Rewired(session.id, session.wanted))
+
+    def _finish(self, session: HopSession, tokens: int) -> None:
+        """Sign for an answer; a hop that is still catching up does so when it has."""
+        if tokens < 1 or tokens > session.opened.max_tokens:
+            problem = f"{tokens} tokens of an answer of at most {session.opened.max_tokens}"
+            session.control.post(Refused("malformed", problem, session.id))
+            return
         try:
             claim = session.claim(tokens, self._identity)
-        except PeerRefused as refusal:
-            await _send(session.control, Refused(refusal.code, str(refusal)))
+        except PeerRefused:
+            session.progressed = lambda: self._finish(session, tokens)
             return
+        session.progressed = lambda: None
         message, tags = Claimed.split(claim)
-        await _send(session.control, message, tags)
-
-    async def _attach(self, stream: Stream, message: Attach) -> None:
-        session = self._sessions.get(message.session)
-        wanted = "tokens" if message.hop == 0 else "rows"
-        if session is None or message.hop != session.opened.hop or message.kind != wanted:
-            await _send(stream, Refused("unknown_session", "no such session on this hop"))
-            return
-        if session.attached:
-            await _send(stream, Refused("duplicate", "the session has this stream already"))
-            return
-        session.attached = True
-        await _send(stream, Attached(message.session))
-        flow = Flow(self._engine, self._transport, session)
-        work = flow.tokens_in(stream) if wanted == "tokens" else flow.rows_in(stream)
-        self._spawn(session, work)
-        # a stream closed before the gateway has judged would make this hop look like the lost one
-        await session.dropped.wait()
+        session.control.post(message, tags)
 
     def _spawn(self, session: HopSession, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` until it ends or the session does; failures go to the gateway."""
@@ -242,38 +332,51 @@ class Worker:
             try:
                 await work
             except UnisonoError as error:
-                await self._report(session, error)
+                self._report(session, error)
             except Exception as error:
                 # A defect here must not leave the gateway waiting for a node that answers pings.
-                log.exception("session %s failed", session.opened.session[:8])
+                log.exception("session %s failed", session.id[:8])
                 problem = f"the node has a defect: {type(error).__name__}, see its log"
-                await self._report(session, UnisonoError(problem))
+                self._report(session, UnisonoError(problem))
 
         task = asyncio.create_task(guarded())
         session.tasks.add(task)
         task.add_done_callback(session.tasks.discard)
 
-    async def _report(self, session: HopSession, error: UnisonoError) -> None:
-        """Tell the gateway, which decides what happens; the control stream stays open."""
-        log.info("session %s: %s", session.opened.session[:8], error)
+    def _report(self, session: HopSession, error: UnisonoError) -> None:
+        """Tell the gateway, which decides what happens; the session stays."""
+        log.info("session %s: %s", session.id[:8], error)
         peer = error.peer if isinstance(error, PeerLost) else None
+        if isinstance(error, PeerCheating):
+            peer = session.previous
         code = "peer_lost" if peer else "failed"
-        try:
-            failed = Failed(session.opened.session, code, str(error)[:1024], peer)
-            await _send(session.control, failed)
-        except WireError:
-            log.debug("session %s: its gateway has gone too", session.opened.session[:8])
+        if isinstance(error, PeerRefused):
+            code = error.code
+        session.control.post(Failed(session.id, code, str(error)[:1024], peer))
 
-    async def _drop(self, session: HopSession) -> None:
-        del self._sessions[session.opened.session]
+    def _lost(self, link: Link) -> None:
+        """A link has gone: its sessions end, or their gateways learn that a hop is lost."""
+        for session in tuple(self._sessions.values()):
+            if session.control is link:
+                self._drop(session)
+            elif session.outlet.link is link:
+                session.outlet.link = None
+                assert link.problem is not None
+                self._report(session, PeerLost(link.peer, link.problem))
+
+    def _drop(self, session: HopSession) -> None:
+        del self._sessions[session.id]
         self._promised -= self._engine.decoder.store.bytes_for(session.opened.positions)
         session.cancel()
+        self._disconnect(session)
         self._engine.release(session.cache)
-        session.dropped.set()
-        for stream in (session.next, session.back):
-            if stream is not None:
-                await stream.close()
+        if session.is_first:
+            self._past.learn(session.tokens, session.opened.prompt)
 
 
-async def _send(stream: Stream, message: Message, body: bytes = b"") -> None:
-    await stream.send(encode_frame(message, body))
+class PeerLost(WireError):
+    """A neighbour in the ring failed; `peer` says which."""
+
+    def __init__(self, peer: NodeId, cause: WireError) -> None:
+        super().__init__(f"node {peer[:8]}: {cause}")
+        self.peer = peer

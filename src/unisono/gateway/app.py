@@ -70,7 +70,9 @@ async def _refused(request: Request, error: Exception) -> Response:
     service.metrics.errors.labels(kind_of(error)).inc()
     if reply.status >= 500:
         log.warning("%s %s: %s", request.method, request.url.path, error)
-    return reply.response()
+    response = reply.response()
+    response.headers.update(getattr(request.state, "error_headers", {}))
+    return response
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -129,6 +129,7 @@ class Completion:
             receipt = await self._receipt(answer, finish_reason)
             finished = receipt is not None
         finally:
+            engine.metrics.attempts.labels(self._model.name).inc(answer.attempts)
             if not finished:
                 await answer.cancel()
         self._emit(Ended(self._index, finish_reason, len(self._tokens), receipt))

@@ -16,6 +16,7 @@ from unisono.errors import (
     CapacityMissing,
     CoverageMissing,
     NetworkError,
+    NetworkUnreachable,
     RequestError,
     UnisonoError,
     WireError,
@@ -47,6 +48,14 @@ class BodyTooLarge(GatewayError):
     code = "request_too_large"
 
 
+class BodyTooSlow(GatewayError):
+    """The request's body did not arrive in time."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+
 class Busy(GatewayError):
     """All places for answers are taken, and so is the queue or the time to wait in it."""
 
@@ -72,6 +81,10 @@ class NotFound(GatewayError):
     status = 404
     type = "invalid_request_error"
     code = "not_found"
+
+
+class FallbackFailed(NetworkError):
+    """An endpoint outside the network did not answer, or not as an endpoint does."""
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
@@ -128,6 +141,12 @@ def reply_to(error: BaseException, retry_after: int = 1) -> ErrorReply:
         return plain_reply(
             429, str(error), "rate_limit_error", code="capacity_missing", retry_after=retry_after
         )
+    if isinstance(error, NetworkUnreachable):
+        return plain_reply(
+            503, str(error), code="network_unreachable", retry_after=max(retry_after, 5)
+        )
+    if isinstance(error, FallbackFailed):
+        return plain_reply(502, str(error), code="fallback_failed")
     if isinstance(error, AnswerInterrupted):
         return plain_reply(502, str(error), code="answer_interrupted")
     if isinstance(error, NetworkError | WireError):

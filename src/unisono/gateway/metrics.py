@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from unisono.routing.health import WHOLE, Health
 from unisono.routing.network import NodeStatus
 from unisono.types import NodeId
 
@@ -69,6 +70,24 @@ class GatewayMetrics:
             "Answers whose hops did not sign in time",
             registry=self.registry,
         )
+        self.attempts = Counter(
+            f"{PREFIX}_attempts",
+            "Chains of nodes that were opened for answers; beyond one per answer, lost hops",
+            ["model"],
+            registry=self.registry,
+        )
+        self.fallbacks = Counter(
+            f"{PREFIX}_fallbacks",
+            "Requests that a fallback answered, by its kind and by what was wrong",
+            ["kind", "reason"],
+            registry=self.registry,
+        )
+        self.fallback_failures = Counter(
+            f"{PREFIX}_fallback_failures",
+            "Times that a fallback was asked and could not answer",
+            ["kind"],
+            registry=self.registry,
+        )
         self.disconnects = Counter(
             f"{PREFIX}_disconnects",
             "Clients that left before their answer was complete",
@@ -79,6 +98,18 @@ class GatewayMetrics:
         )
         self.queued = Gauge(
             f"{PREFIX}_queued_requests", "Requests that wait for a place", registry=self.registry
+        )
+        self.availability = Gauge(
+            f"{PREFIX}_availability",
+            "Share of the nodes of a model's placement that answer heartbeats",
+            ["model"],
+            registry=self.registry,
+        )
+        self.missing_layers = Gauge(
+            f"{PREFIX}_missing_layers",
+            "Layers of a model that no live node holds",
+            ["model"],
+            registry=self.registry,
         )
         self.receipts = Gauge(f"{PREFIX}_receipts", "Receipts stored", registry=self.registry)
         self.free_positions = Gauge(
@@ -93,12 +124,22 @@ class GatewayMetrics:
         self.hop.labels(node).observe(seconds)
 
     def expose(
-        self, *, nodes: Iterable[NodeStatus], running: int, queued: int, receipts: int
+        self,
+        *,
+        nodes: Iterable[NodeStatus],
+        health: Mapping[str, Health],
+        running: int,
+        queued: int,
+        receipts: int,
     ) -> bytes:
-        """Everything in Prometheus's text format, with the gauges as they are now."""
+        """Everything in Prometheus's text format, with the gauges as they are now. `health` is
+        per model name."""
         self.running.set(running)
         self.queued.set(queued)
         self.receipts.set(receipts)
+        for model, state in health.items():
+            self.availability.labels(model).set(state.availability / WHOLE)
+            self.missing_layers.labels(model).set(sum(run.count for run in state.missing))
         # From scratch each time, so that a node that left does not linger.
         self.free_positions.clear()
         for each in nodes:

@@ -14,6 +14,7 @@ from typing import TypeVar
 from unisono.clock import Clock, SystemClock
 from unisono.errors import ConfigurationError, ReceiptError
 from unisono.verification.receipt import Receipt, to_json
+from unisono.verification.unverified import UnverifiedReceipt
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -76,7 +77,7 @@ class ReceiptStore:
         """How many receipts are stored."""
         return self._count
 
-    async def put(self, receipt: Receipt) -> str:
+    async def put(self, receipt: Receipt | UnverifiedReceipt) -> str:
         """Store a receipt and return its id, once it will survive the end of this process.
 
         Raises:

@@ -27,6 +27,7 @@ from unisono.gateway.schemas import (
     Usage,
     WholeNote,
 )
+from unisono.gateway.sources import Origin
 from unisono.types import Q16
 
 
@@ -93,8 +94,12 @@ class Format(Protocol):
 class _Envelope:
     """What both shapes write around their choices."""
 
-    def __init__(self, ask: Ask, created: int, prefix: str, whole: str, chunk: str) -> None:
+    def __init__(
+        self, ask: Ask, origin: Origin, created: int, prefix: str, whole: str, chunk: str
+    ) -> None:
         self._ask = ask
+        self._origin = origin
+        self._verified: bool | UnsetType = UNSET if origin.verified else False
         self._id = prefix + secrets.token_hex(16)
         self._created = created
         self._whole = whole
@@ -115,9 +120,9 @@ class _Envelope:
             id=self._id,
             object=object,
             created=self._created,
-            model=self._ask.model.name,
+            model=self._origin.model,
             choices=choices,
-            system_fingerprint=self._ask.model.id,
+            system_fingerprint=self._origin.fingerprint,
             usage=usage,
             unisono=unisono,
         )
@@ -140,7 +145,7 @@ class _Envelope:
             choices,
             object=self._whole,
             usage=self._usage(sum(each.tokens for each in collected)),
-            unisono=WholeNote([each.receipt for each in collected]),
+            unisono=WholeNote([each.receipt for each in collected], self._verified),
         )
 
     def _usage(self, completion_tokens: int) -> Usage:
@@ -151,8 +156,10 @@ class _Envelope:
 class ChatFormat(_Envelope):
     """`chat.completion` and its chunks."""
 
-    def __init__(self, ask: Ask, created: int) -> None:
-        super().__init__(ask, created, "chatcmpl-", "chat.completion", "chat.completion.chunk")
+    def __init__(self, ask: Ask, origin: Origin, created: int) -> None:
+        super().__init__(
+            ask, origin, created, "chatcmpl-", "chat.completion", "chat.completion.chunk"
+        )
 
     def opening(self, index: int) -> Reply | None:
         """See `Format`."""
@@ -166,7 +173,7 @@ class ChatFormat(_Envelope):
     def ended(self, ended: Ended) -> Reply:
         """See `Format`."""
         choice = ChatChunkChoice(ended.index, ChatDelta(), finish_reason=ended.finish_reason)
-        return self._part(choice, ChunkNote(ended.receipt))
+        return self._part(choice, ChunkNote(ended.receipt, self._verified))
 
     def whole(self, choices: Sequence[Collected]) -> Reply:
         """See `Format`."""
@@ -210,8 +217,8 @@ class ChatFormat(_Envelope):
 class TextFormat(_Envelope):
     """`text_completion`, whole and in chunks."""
 
-    def __init__(self, ask: Ask, created: int) -> None:
-        super().__init__(ask, created, "cmpl-", "text_completion", "text_completion")
+    def __init__(self, ask: Ask, origin: Origin, created: int) -> None:
+        super().__init__(ask, origin, created, "cmpl-", "text_completion", "text_completion")
 
     def opening(self, index: int) -> Reply | None:
         """See `Format`."""
@@ -224,7 +231,7 @@ class TextFormat(_Envelope):
     def ended(self, ended: Ended) -> Reply:
         """See `Format`."""
         choice = TextChoice(ended.index, "", finish_reason=ended.finish_reason)
-        return self._part(choice, ChunkNote(ended.receipt))
+        return self._part(choice, ChunkNote(ended.receipt, self._verified))
 
     def whole(self, choices: Sequence[Collected]) -> Reply:
         """See `Format`."""

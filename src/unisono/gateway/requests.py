@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -67,6 +68,21 @@ class Ask:
     """How many alternatives per token; 0 is the token's own probability, -1 is none at all."""
     stream: bool
     include_usage: bool
+    asked: ChatAsked | TextAsked
+    """The client's own words, for those who do not compute from tokens."""
+    choices_per_prompt: int
+    again: Callable[[ServedModel], Ask] = field(compare=False, repr=False)
+    """The same request put to another model; may raise RequestError, as reading it may."""
+
+    @property
+    def speaks_tokens(self) -> bool:
+        """Whether the client itself used token ids, which mean something else to another model."""
+        asked = self.asked
+        if asked.logit_bias:
+            return True
+        if isinstance(asked, ChatAsked) or isinstance(asked.prompt, str):
+            return False
+        return not all(isinstance(prompt, str) for prompt in asked.prompt)
 
 
 def read_chat(body: bytes, models: ServedModels, settings: GatewaySettings) -> Ask:
@@ -76,7 +92,10 @@ def read_chat(body: bytes, models: ServedModels, settings: GatewaySettings) -> A
         RequestError: the body is not one, or asks for what this gateway does not do.
     """
     asked = _read(body, ChatAsked)
-    model = models.find(asked.model)
+    return _chat(asked, settings, models.find(asked.model))
+
+
+def _chat(asked: ChatAsked, settings: GatewaySettings, model: ServedModel) -> Ask:
     tokenizer = model.tokenizer
     prompt = tokenizer.encode_chat(_messages(asked.messages))
     limits = (asked.max_completion_tokens, asked.max_tokens)
@@ -98,6 +117,7 @@ def read_chat(body: bytes, models: ServedModels, settings: GatewaySettings) -> A
         max_tokens=(default if limit is None else limit, name),
         top_logprobs=_chat_logprobs(asked),
         more_stops=() if tokenizer.chat_template else tokenizer.plain_chat_stops,
+        again=partial(_chat, asked, settings),
     )
 
 
@@ -108,14 +128,17 @@ def read_text(body: bytes, models: ServedModels, settings: GatewaySettings) -> A
         RequestError: the body is not one, or asks for what this gateway does not do.
     """
     asked = _read(body, TextAsked)
-    for field, refused in (
+    for name, refused in (
         ("echo", bool(asked.echo)),
         ("suffix", bool(asked.suffix)),
         ("best_of", asked.best_of is not None and asked.best_of != 1),
     ):
         if refused:
-            raise _unsupported(field)
-    model = models.find(asked.model)
+            raise _unsupported(name)
+    return _text(asked, settings, models.find(asked.model))
+
+
+def _text(asked: TextAsked, settings: GatewaySettings, model: ServedModel) -> Ask:
     return _ask(
         asked,
         model,
@@ -130,6 +153,7 @@ def read_text(body: bytes, models: ServedModels, settings: GatewaySettings) -> A
             -1 if asked.logprobs is None else whole(asked.logprobs, "logprobs", 0, MAX_TOP_LOGPROBS)
         ),
         more_stops=(),
+        again=partial(_text, asked, settings),
     )
 
 
@@ -140,10 +164,10 @@ def _read(body: bytes, kind: type[Asked]) -> Asked:
         raise RequestError("The body is not a JSON object", code="invalid_json") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(f"The body is not JSON: {error}", code="invalid_json") from error
-    for field, harmless in UNSUPPORTED.items():
-        value = fields.get(field)
+    for name, harmless in UNSUPPORTED.items():
+        value = fields.get(name)
         if value is not None and value not in harmless:
-            raise _unsupported(field)
+            raise _unsupported(name)
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
@@ -163,7 +187,7 @@ def _unsupported(field: str) -> RequestError:
 
 
 def _ask(
-    asked: AskedSampling,
+    asked: ChatAsked | TextAsked,
     model: ServedModel,
     settings: GatewaySettings,
     *,
@@ -172,6 +196,7 @@ def _ask(
     max_tokens: tuple[int, str],
     top_logprobs: int,
     more_stops: tuple[str, ...],
+    again: Callable[[ServedModel], Ask],
 ) -> Ask:
     for prompt in prompts:
         _check_room(len(prompt), max_tokens, model, settings, prompt_field)
@@ -215,6 +240,9 @@ def _ask(
         top_logprobs=top_logprobs,
         stream=bool(asked.stream),
         include_usage=bool(options and options.include_usage),
+        asked=asked,
+        choices_per_prompt=count,
+        again=again,
     )
 
 

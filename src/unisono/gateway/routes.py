@@ -5,6 +5,9 @@ choices). A stream's headers go out before its receipts exist: there the ids are
 choice has ended, and the chunk that has its `finish_reason` repeats the id in
 `unisono.receipt`, or says null if the hops did not sign. `GET /v1/receipts/ID` returns the
 receipt.
+
+What the headers say of the network (also of streams, and of errors of the network) is in
+`dispatch`.
 """
 
 from __future__ import annotations
@@ -18,15 +21,16 @@ from fastapi import APIRouter, Depends
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 
-from unisono.gateway.errors import BodyTooLarge, Closing, NotFound
+from unisono.gateway.errors import BodyTooLarge, BodyTooSlow, Closing, NotFound
 from unisono.gateway.interruption import Interruption, interruption
 from unisono.gateway.race import Overtaken, unless
 from unisono.gateway.replies import ChatFormat, Format, TextFormat, collect
 from unisono.gateway.requests import Ask, read_chat, read_text
-from unisono.gateway.schemas import Listing, ModelCard, ModelList
+from unisono.gateway.schemas import ModelCard, ModelList
 from unisono.gateway.served import ServedModel, ServedModels
 from unisono.gateway.service import GatewayService
 from unisono.gateway.settings import GatewaySettings
+from unisono.gateway.sources import Origin
 from unisono.gateway.streaming import EventStream
 
 RECEIPT_HEADER = "x-unisono-receipt"
@@ -41,6 +45,11 @@ def service_of(request: Request) -> GatewayService:
     """The gateway that an application was made for."""
     service: GatewayService = request.app.state.gateway
     return service
+
+
+def set_headers(request: Request, headers: dict[str, str]) -> None:
+    """Note headers that the response gets if the request fails."""
+    request.state.error_headers = headers
 
 
 def _authenticate(request: Request) -> None:
@@ -60,10 +69,17 @@ async def healthz() -> Response:
 
 @open_routes.get("/readyz")
 async def readyz(request: Request) -> Response:
-    """200 if every layer of every served model has a live holder, else 503 and what is missing."""
+    """200 if every layer of every served model has a live holder, or a fallback stands in that
+    needs no node; else 503. Says what is missing."""
     service = service_of(request)
-    reason = "shutting down" if service.closing.is_set() else service.not_ready()
-    return PlainTextResponse(f"{reason or 'ready'}\n", 503 if reason else 200)
+    if service.closing.is_set():
+        return PlainTextResponse("shutting down\n", 503)
+    reason = service.not_ready()
+    if reason is None:
+        return PlainTextResponse("ready\n")
+    if service.stands_in is None:
+        return PlainTextResponse(f"{reason}\n", 503)
+    return PlainTextResponse(f"ready by fallback to {service.stands_in}: {reason}\n")
 
 
 @open_routes.get("/metrics")
@@ -90,8 +106,8 @@ async def get_model(request: Request, name: str) -> Response:
 
 @api_routes.get("/network")
 async def network(request: Request) -> Response:
-    """The nodes that routing knows now."""
-    return _json(Listing(list(service_of(request).network.nodes())))
+    """The live map: see `network_map.NetworkMap`."""
+    return _json(service_of(request).map())
 
 
 @api_routes.get("/receipts/{name}")
@@ -120,26 +136,30 @@ async def completions(request: Request) -> Response:
 async def _answer(
     request: Request,
     read: Callable[[bytes, ServedModels, GatewaySettings], Ask],
-    form_of: Callable[[Ask, int], Format],
+    form_of: Callable[[Ask, Origin, int], Format],
 ) -> Response:
     service = service_of(request)
     try:
-        body = await _body(request, service.settings.max_body_bytes)
+        body = await _body(request, service)
     except ClientDisconnect:
         return _client_gone(service)
     if len(body) > LARGE_BODY:
         ask = await asyncio.to_thread(read, body, service.models, service.settings)
     else:
         ask = read(body, service.models, service.settings)
-    form = form_of(ask, int(service.clock.now()))
     generation = service.generation(ask)
     async with AsyncExitStack() as cleanup:
         cleanup.push_async_callback(generation.close)
         try:
-            await unless(interruption(request.receive, service.closing), generation.start())
+            try:
+                await unless(interruption(request.receive, service.closing), generation.start())
+            finally:
+                set_headers(request, generation.headers())
+            form = form_of(generation.ask, generation.origin, int(service.clock.now()))
             if ask.stream:
                 cleanup.pop_all()  # the stream closes the generation when it ends
                 stream = EventStream(generation, form, service)
+                stream.headers.update(generation.headers())
                 stream.headers[RECEIPT_HEADER] = ",".join(generation.receipt_ids)
                 return stream
             choices = await unless(
@@ -150,19 +170,35 @@ async def _answer(
                 return _client_gone(service)
             raise Closing("The gateway is shutting down: try another one") from None
     response = _json(form.whole(choices))
+    response.headers.update(generation.headers())
     receipts = [choice.receipt for choice in choices if choice.receipt is not None]
     if receipts:
         response.headers[RECEIPT_HEADER] = ",".join(receipts)
     return response
 
 
-async def _body(request: Request, limit: int) -> bytes:
+async def _body(request: Request, service: GatewayService) -> bytes:
     """The whole body.
 
     Raises:
-        BodyTooLarge: it has more than `limit` bytes.
+        BodyTooLarge: it has more bytes than the settings allow.
+        BodyTooSlow: it did not arrive in the time that they allow.
         ClientDisconnect: the client left while sending.
     """
+    seconds = service.settings.body_seconds
+    try:
+        return await unless(
+            service.clock.sleep(seconds), _receive(request, service.settings.max_body_bytes)
+        )
+    except Overtaken:
+        # What still comes is not read: the connection cannot serve another request.
+        set_headers(request, {"connection": "close"})
+        raise BodyTooSlow(
+            f"The body did not arrive within {seconds:g} seconds: send it faster, or less"
+        ) from None
+
+
+async def _receive(request: Request, limit: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():

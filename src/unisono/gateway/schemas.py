@@ -82,12 +82,16 @@ class WholeNote(msgspec.Struct, frozen=True):
     """Ours: one receipt id per choice, null where the hops did not sign."""
 
     receipts: list[str | None]
+    verified: bool | UnsetType = UNSET
+    """False if the answer came from outside the network; else absent."""
 
 
 class ChunkNote(msgspec.Struct, frozen=True):
     """Ours: the receipt id of the choice that a chunk ends, null if the hops did not sign."""
 
     receipt: str | None
+    verified: bool | UnsetType = UNSET
+    """As in `WholeNote`."""
 
 
 class TopLogprob(msgspec.Struct, frozen=True):
@@ -155,8 +159,9 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     model: str
     choices: Sequence[ChatChoice | ChatChunkChoice | TextChoice]
-    system_fingerprint: str
-    """The model id: the same fingerprint, request and seed give the same tokens."""
+    system_fingerprint: str | None
+    """The model id: the same fingerprint, request and seed give the same tokens. None: nothing
+    is promised."""
     usage: Usage | UnsetType | None = UNSET
     unisono: WholeNote | ChunkNote | UnsetType = UNSET
 
@@ -173,9 +178,4 @@ class ModelCard(msgspec.Struct, frozen=True):
 
 class ModelList(msgspec.Struct, frozen=True):
     data: list[ModelCard]
-    object: str = "list"
-
-
-class Listing(msgspec.Struct, frozen=True):
-    data: list[Any]
     object: str = "list"

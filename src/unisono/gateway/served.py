@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unisono.errors import ConfigurationError, RequestError
-from unisono.types import LayerRange, ModelId, is_hex
+from unisono.types import ModelId, is_hex
 
 if TYPE_CHECKING:
     # Only its type: a gateway starts without loading what models need.
@@ -24,7 +24,7 @@ class ServedModel:
     context_length: int
     """Positions of prompt and answer together."""
     layer_count: int
-    """Readiness asks that a live node holds each of these layers."""
+    """Readiness and availability ask who holds each of these layers."""
     aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -37,17 +37,6 @@ class ServedModel:
                 f"'{self.name}' has context length {self.context_length} and {self.layer_count} "
                 "layers: expected at least 2 and 1"
             )
-
-    def missing_layers(self, held: Sequence[LayerRange]) -> LayerRange | None:
-        """The first run of layers that no block of `held` contains, or None."""
-        covered = 0
-        for block in sorted(held):
-            if block.start > covered:
-                return LayerRange(covered, min(block.start, self.layer_count))
-            covered = max(covered, block.stop)
-            if covered >= self.layer_count:
-                return None
-        return LayerRange(covered, self.layer_count)
 
 
 class ServedModels:

@@ -44,6 +44,7 @@ class GatewayServer:
         self._service: GatewayService = app.state.gateway
         self._server = server
         self._task = task
+        self._watching = asyncio.create_task(self._service.watch.run())
         self.host = host
         self.port = port
         """The port that is bound, also if 0 was asked for."""
@@ -70,6 +71,9 @@ class GatewayServer:
             await asyncio.wait({self._task}, timeout=grace_seconds)
         self._service.closing.set()
         await asyncio.gather(self._task, return_exceptions=True)
+        self._watching.cancel()
+        await asyncio.gather(self._watching, return_exceptions=True)
+        await self._service.close()
 
 
 async def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> GatewayServer:

@@ -8,13 +8,18 @@ from collections.abc import Sequence
 from unisono.clock import Clock, SystemClock
 from unisono.gateway.admission import Admission, KeyRing
 from unisono.gateway.completion import Engine
+from unisono.gateway.dispatch import Dispatch
 from unisono.gateway.errors import ErrorReply, reply_to
+from unisono.gateway.fallback import Fallback, source_of
 from unisono.gateway.generation import Generation
 from unisono.gateway.metrics import GatewayMetrics
+from unisono.gateway.network_map import NetworkMap, network_map
 from unisono.gateway.receipts import ReceiptStore
 from unisono.gateway.requests import Ask
 from unisono.gateway.served import ServedModel, ServedModels
 from unisono.gateway.settings import GatewaySettings
+from unisono.gateway.sources import NetworkSource, RemoteSource
+from unisono.gateway.watch import Watch
 from unisono.routing.network import Network
 from unisono.wire.identity import Identity
 
@@ -32,8 +37,14 @@ class GatewayService:
         settings: GatewaySettings | None = None,
         clock: Clock | None = None,
         metrics: GatewayMetrics | None = None,
+        fallbacks: Sequence[Fallback] = (),
     ) -> None:
-        """Raises ConfigurationError if there is no model or two share a name."""
+        """`fallbacks` are asked in their order when the network is in trouble.
+
+        Raises:
+            ConfigurationError: there is no model, two share a name, or a fallback names a model
+                that is not served here.
+        """
         self.network = network
         self.models = ServedModels(models)
         self.identity = identity
@@ -47,7 +58,13 @@ class GatewayService:
         """Set at shutdown: every running answer ends with an error at once."""
         self.started = int(self.clock.now())
         """Unix seconds."""
-        self._engine = Engine(
+        self.watch = Watch(
+            network,
+            self.clock,
+            threshold=self.settings.availability_threshold,
+            fresh_seconds=self.settings.health_seconds,
+        )
+        engine = Engine(
             network=network,
             identity=identity,
             receipts=receipts,
@@ -56,9 +73,14 @@ class GatewayService:
             metrics=self.metrics,
         )
 
+        self._fallbacks = tuple(
+            source_of(each, engine, self.models, self.watch) for each in fallbacks
+        )
+        self._dispatch = Dispatch(NetworkSource(engine), self._fallbacks, self.watch, self.settings)
+
     def generation(self, ask: Ask) -> Generation:
         """The answer to `ask`, not started yet."""
-        return Generation(ask, self._engine, self.admission)
+        return Generation(ask, self._dispatch, self.admission, self.clock, self.metrics)
 
     def reply_to(self, error: BaseException) -> ErrorReply:
         """The HTTP form of an error, with this gateway's `Retry-After`."""
@@ -66,20 +88,35 @@ class GatewayService:
 
     def not_ready(self) -> str | None:
         """Why some served model cannot be computed now, or None if all can."""
-        nodes = self.network.nodes()
         reasons: list[str] = []
         for model in self.models:
-            held = [node.layers for node in nodes if node.alive and node.model == model.id]
-            missing = model.missing_layers(held)
-            if missing is not None:
-                reasons.append(f"no live node holds layers {missing} of '{model.name}'")
+            missing = self.watch.condition(model).health.missing
+            if missing:
+                layers = ", ".join(map(str, missing))
+                reasons.append(f"no live node holds layers {layers} of '{model.name}'")
         return "; ".join(reasons) or None
+
+    @property
+    def stands_in(self) -> str | None:
+        """The first fallback that needs nothing of the network, or None."""
+        return next((f.label for f in self._fallbacks if f.kind in ("replica", "remote")), None)
+
+    def map(self) -> NetworkMap:
+        """The network as it is seen from here now."""
+        return network_map(self.watch, self.models)
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus's text format."""
         return self.metrics.expose(
-            nodes=self.network.nodes(),
+            nodes=self.watch.nodes(),
+            health={model.name: self.watch.condition(model).health for model in self.models},
             running=self.admission.running,
             queued=self.admission.queued,
             receipts=self.receipts.count,
         )
+
+    async def close(self) -> None:
+        """Close the connections of remote fallbacks; idempotent."""
+        for source in self._fallbacks:
+            if isinstance(source, RemoteSource):
+                await source.close()

@@ -30,6 +30,16 @@ class GatewaySettings:
     """A stream that stays silent this long sends a comment, so that proxies keep it open."""
     receipt_seconds: float = 10.0
     """How long the hops may take to sign after the last token."""
+    body_seconds: float = 30.0
+    """How long a client may take to send a request's body."""
+    availability_threshold: int = 900
+    """In thousandths: with less of a model's placement answering, clients are told and fallbacks
+    are asked first. 0: only when some layer has no holder."""
+    fall_back_when_full: bool = False
+    """Whether fallbacks are also asked when every holder is full; else the client is told to
+    come back."""
+    health_seconds: float = 0.5
+    """How old the picture of the network may be by which a request is routed."""
 
     def __post_init__(self) -> None:
         if any(not key or key != key.strip() for key in self.api_keys):
@@ -46,10 +56,16 @@ class GatewaySettings:
             "retry_after_seconds": self.retry_after_seconds,
             "heartbeat_seconds": self.heartbeat_seconds,
             "receipt_seconds": self.receipt_seconds,
+            "body_seconds": self.body_seconds,
         }
         for name, value in positive.items():
             if value <= 0:
                 raise ConfigurationError(f"{name} is {value}: expected more than zero")
+        if not 0 <= self.availability_threshold <= 1000 or self.health_seconds < 0:
+            raise ConfigurationError(
+                f"availability_threshold is {self.availability_threshold} and health_seconds is "
+                f"{self.health_seconds:g}: expected 0 to 1000 thousandths, and no negative time"
+            )
         if self.max_queued_requests < 0 or self.queue_seconds < 0:
             raise ConfigurationError(
                 "max_queued_requests and queue_seconds must not be negative; 0 means no waiting"

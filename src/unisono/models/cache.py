@@ -23,6 +23,8 @@ from unisono.types import LayerRange
 
 PAGE = 64
 """Positions of a page."""
+REACH_BACK = 64
+"""A session may go back this many positions: layers with a window keep what they then see."""
 
 
 class OutOfPages(UnisonoError):
@@ -108,7 +110,10 @@ class PageStore:
     def pages_for(self, positions: int) -> tuple[int, ...]:
         """Pages per group that a session of this length holds at once."""
         return tuple(
-            min(-(-positions // PAGE), -(-g.window // PAGE) + 1 if g.window else positions)
+            min(
+                -(-positions // PAGE),
+                -(-(g.window + REACH_BACK) // PAGE) + 1 if g.window else positions,
+            )
             for g in self.groups
         )
 
@@ -256,6 +261,8 @@ class SessionCache:
             UnisonoError: beyond `capacity`, a gap, or so far back that a window's pages are gone.
             OutOfPages: no memory is left; the session keeps what it had.
         """
+        if self.moved_out:
+            raise UnisonoError("the session was moved out: move it in before it goes on")
         if stop > self.capacity:
             raise UnisonoError(
                 f"position {stop - 1} does not fit a session of {self.capacity} positions"
@@ -301,7 +308,7 @@ class SessionCache:
         for group, layers in enumerate(self.store.groups):
             if not layers.window:
                 continue
-            first = max(0, self.length - layers.window + 1) // PAGE
+            first = max(0, self.length - REACH_BACK - layers.window + 1) // PAGE
             for i in range(self._dropped[group], first):
                 self._release(group, i)
             self._dropped[group] = max(self._dropped[group], first)

@@ -1,17 +1,15 @@
-"""One attempt at one answer: a session opened on every hop of a chain, and watched."""
+"""One answer's ring of hops as its gateway sees it: opened, watched, mended, signed for."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
-from unisono.clock import Clock
 from unisono.errors import PeerCheating, PeerGone, PeerRefused, WireError
 from unisono.types import (
     GenerationRequest,
@@ -22,17 +20,25 @@ from unisono.types import (
     request_hash,
 )
 from unisono.wire.claims import HopClaim, tokens_root
-from unisono.wire.frames import decode_frame, encode_frame
-from unisono.wire.messages import Claimed, Failed, Finish, Open, Opened, Ping, Pong, Refused, Token
+from unisono.wire.link import Link, Links
+from unisono.wire.messages import (
+    Claimed,
+    Close,
+    Failed,
+    Finish,
+    Message,
+    Open,
+    Opened,
+    Refused,
+    Rewire,
+    Rewired,
+    Tokens,
+)
 from unisono.wire.records import NodeRecord
-from unisono.wire.transports.base import Stream, Transport
 
 log = logging.getLogger(__name__)
 
 OPEN_SECONDS = 15.0
-PING_SECONDS = 1.0
-SILENT_SECONDS = 3.0
-"""A hop that answers no ping this long is lost."""
 CLAIM_SECONDS = 10.0
 
 
@@ -53,65 +59,143 @@ class HopRefused(PeerRefused):
 
 
 class Chain:
-    """Use: `open`, then `next` until the answer ends, then `finish`; `close` at any time."""
+    """Use: `open`, then `next` until the answer ends, then `finish`; `close` at any time.
+
+    When `next` or `finish` says that a hop is lost, `replace` puts others in the places of
+    `lost`; the hops that are left go on with what they have, and give the new ones from their
+    journals what these need to catch up.
+    """
 
     def __init__(
         self,
-        transport: Transport,
+        links: Links,
         gateway: NodeId,
         hops: Sequence[NodeRecord],
         request: GenerationRequest,
         generated: Sequence[int],
         top_logprobs: int,
-        clock: Clock,
-        observe_hop: Callable[[NodeId, float], None] | None = None,
+        *,
+        draft: bool = True,
     ) -> None:
-        """`observe_hop` is told (node, seconds) of every ping's round trip."""
-        self._observe_hop = observe_hop
-        self._pinged: dict[int, float] = {}
-        self._transport = transport
+        """`draft`: whether the first hop may guess tokens ahead."""
+        self._links_of_gateway = links
         self._gateway = gateway
-        self.hops = tuple(hops)
+        self.hops = list(hops)
         self._request = request
-        self._tokens = (*request.prompt, *generated)
         self._generated = list(generated)
         self._top_logprobs = top_logprobs
-        self._clock = clock
+        self._draft = draft
         self.session = SessionId(secrets.token_hex(16))
-        self._streams: list[Stream | None] = [None] * len(hops)
-        self._heard = [0.0] * len(hops)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.lost: dict[int, HopLost] = {}
+        """Hops that have to be replaced, by index."""
+        self.beyond_repair = False
+        """Whether a hop's journal no longer has what a replacement would need."""
+        self._former: set[NodeId] = set()
+        """Hops that were replaced."""
+        self._given = 0
+        """Tokens that the first hop was given."""
+        self._links: list[Link | None] = [None] * len(self.hops)
         self._events: asyncio.Queue[SampledToken | HopLost] = asyncio.Queue()
-        self._claims: list[asyncio.Future[HopClaim]] = []
-        self._failed: HopLost | None = None
+        self._replies: dict[tuple[int, type], asyncio.Future[Message]] = {}
+        self._claims: dict[int, asyncio.Future[HopClaim]] = {}
+
+    @property
+    def _known(self) -> int:
+        """Tokens of prompt and answer so far."""
+        return len(self._request.prompt) + len(self._generated)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer is complete."""
+        return is_complete(self._request, self._generated)
 
     async def open(self) -> None:
-        """Open the session on every hop, the last one first: each then finds its next.
+        """Open the session on every hop at once.
 
         Raises:
             HopRefused: a hop is full (`code` "capacity") or refuses otherwise.
             HopLost: a hop cannot be reached.
         """
-        for index in reversed(range(len(self.hops))):
-            node = self.hops[index].node
-            try:
-                async with asyncio.timeout(OPEN_SECONDS):
-                    await self._open_hop(index)
-            except TimeoutError:
-                raise HopLost(f"node {node[:8]} did not open the session", node) from None
-            except (PeerGone, PeerCheating) as error:
-                raise HopLost(f"node {node[:8]}: {error}", node) from error
-        now = self._clock.monotonic()
-        self._heard = [now] * len(self.hops)
-        loop = asyncio.get_running_loop()
-        self._claims = [loop.create_future() for _ in self.hops]
-        for index in range(len(self.hops)):
-            self._spawn(self._listen(index))
-        self._spawn(self._watch())
+        last = len(self.hops) - 1
+        await self._enlist({i: self._known if i == last else 0 for i in range(len(self.hops))})
 
-    async def _open_hop(self, index: int) -> None:
+    async def replace(self, new: Mapping[int, NodeRecord]) -> None:
+        """Put new hops, with the same layers, in the places of all that are lost.
+
+        Raises:
+            HopRefused, HopLost: a new hop cannot be had, or one more is lost. All the new ones
+                then count as lost.
+        """
+        assert set(new) >= set(self.lost), "every lost hop needs a replacement"
+        try:
+            await self._replace(new)
+        except (HopRefused, HopLost) as error:
+            for index in new:
+                self.lost.setdefault(index, HopLost(str(error), self.hops[index].node))
+            raise
+
+    async def _replace(self, new: Mapping[int, NodeRecord]) -> None:
+        for index, record in new.items():
+            self._abandon(index)
+            self._former.add(self.hops[index].node)
+            self.hops[index] = record
+            self._links[index] = None
+        self.lost.clear()
+        self._drain()
+        count = len(self.hops)
+        after = {(i + 1) % count for i in new} - set(new)
+        wanted: dict[int, int] = {}
+        for index in after:  # where they have to be given rows or tokens from
+            before = self.hops[(index - 1) % count].node
+            wanted[index] = await self._rewire(index, previous=before)
+        resume = {i: self._resume(wanted, (i + 1) % count) for i in new}
+        await self._enlist(resume)
+        for index in {(i - 1) % count for i in new} - set(new):
+            # a new first hop knows the tokens it was given, any other hop nothing
+            start = self._given if (index + 1) % count == 0 else 0
+            await self._rewire(index, next_index=(index + 1) % count, resume=start)
+
+    def _resume(self, wanted: Mapping[int, int], index: int) -> int:
+        """From where a new hop sends to the hop after it."""
+        if index not in wanted:
+            return self._known if index == 0 else 0
+        # what came behind the last known token may have been guessed: it is sent again
+        return min(wanted[index], self._known - 1) if index else min(wanted[0], self._known)
+
+    async def _enlist(self, resume: Mapping[int, int]) -> None:
+        """Open the session on hops; each begins to send at its position in `resume`."""
+        reached = await asyncio.gather(*(self._reach(i) for i in resume), return_exceptions=True)
+        for outcome in reached:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        replies = [(i, self._expect(i, Opened)) for i in resume]
+        for index, position in resume.items():
+            message, body = self._opening(index, position)
+            link = self._links[index]
+            assert link is not None
+            link.post(message, body)
+        for index, reply in replies:
+            await self._await(index, reply, "did not open the session")
+
+    async def _reach(self, index: int) -> None:
+        hop = self.hops[index]
+        try:
+            async with asyncio.timeout(OPEN_SECONDS):
+                link = await self._links_of_gateway.to(hop.address)
+        except TimeoutError:
+            raise HopLost(f"node {hop.node[:8]} cannot be reached in time", hop.node) from None
+        except (PeerGone, PeerCheating) as error:
+            raise HopLost(f"node {hop.node[:8]}: {error}", hop.node) from error
+        link.users.add(self)
+        self._links[index] = link
+
+    def _opening(self, index: int, resume: int) -> tuple[Open, bytes]:
         request, hops = self._request, self.hops
-        last = index == len(hops) - 1
+        count = len(hops)
+        last = index == count - 1
+        tokens = (*request.prompt, *self._generated)
+        if index == 0:
+            self._given = len(tokens)
         opened = Open(
             session=self.session,
             request_hash=request_hash(request),
@@ -119,30 +203,52 @@ class Chain:
             model=request.model,
             layers=hops[index].layers,
             hop=index,
-            hops=len(hops),
-            next=None if last else hops[index + 1].address,
-            first=hops[0].address if last and index else None,
+            hops=count,
+            previous=None if count == 1 else hops[index - 1].node,
+            next=None if count == 1 else hops[(index + 1) % count].address,
+            resume=min(resume, len(tokens)),
             sampling=request.sampling,
             prompt=len(request.prompt),
             positions=len(request.prompt) + request.max_tokens,
-            start=len(self._tokens),
+            start=len(tokens),
             max_tokens=request.max_tokens,
             stop_tokens=request.stop_tokens,
             top_logprobs=self._top_logprobs if last else -1,
+            draft=self._draft,
         )
         ends = index == 0 or last
-        body = np.array(self._tokens if ends else (), dtype="<u4").tobytes()
-        stream = await self._transport.dial(hops[index].address)
-        self._streams[index] = stream
-        await stream.send(encode_frame(opened, body))
-        reply, _ = decode_frame(await stream.receive())
-        if isinstance(reply, Refused):
-            node = hops[index].node
-            raise HopRefused(f"node {node[:8]}: {reply.message}", reply.code, node)
-        if isinstance(reply, Failed):
-            raise self._lost(index, reply)
-        if not isinstance(reply, Opened) or reply.session != self.session:
-            raise PeerCheating(f"{type(reply).__name__} in reply to Open")
+        return opened, np.array(tokens if ends else (), dtype="<u4").tobytes()
+
+    async def _rewire(
+        self,
+        index: int,
+        *,
+        previous: NodeId | None = None,
+        next_index: int | None = None,
+        resume: int = 0,
+    ) -> int:
+        """Give a hop another neighbour; returns the position that it wants next."""
+        address = None if next_index is None else self.hops[next_index].address
+        link = self._links[index]
+        assert link is not None
+        reply = self._expect(index, Rewired)
+        link.post(Rewire(self.session, previous, address, resume))
+        message = await self._await(index, reply, "did not take another neighbour")
+        assert isinstance(message, Rewired)
+        return message.position
+
+    def _expect(self, index: int, kind: type) -> asyncio.Future[Message]:
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._replies[index, kind] = future
+        return future
+
+    async def _await(self, index: int, reply: asyncio.Future[Message], problem: str) -> Message:
+        node = self.hops[index].node
+        try:
+            async with asyncio.timeout(OPEN_SECONDS):
+                return await reply
+        except TimeoutError:
+            raise HopLost(f"node {node[:8]} {problem}", node) from None
 
     async def next(self) -> SampledToken:
         """The next token.
@@ -150,17 +256,10 @@ class Chain:
         Raises:
             HopLost: the chain cannot go on.
         """
-        if self._failed is not None:
-            raise self._failed
         event = await self._events.get()
         if isinstance(event, HopLost):
             raise event
         return event
-
-    @property
-    def ended(self) -> bool:
-        """Whether the answer is complete."""
-        return is_complete(self._request, self._generated)
 
     async def finish(self, tokens: int) -> tuple[HopClaim, ...]:
         """One signed claim per hop for the first `tokens` tokens, checked.
@@ -168,22 +267,23 @@ class Chain:
         Raises:
             HopLost: a hop does not sign, or signs something else.
         """
-        message = encode_frame(Finish(self.session, tokens))
-        for index, stream in enumerate(self._streams):
-            node = self.hops[index].node
-            assert stream is not None, "finish() belongs after open()"
-            try:
-                await stream.send(message)
-            except WireError as error:
-                raise HopLost(f"node {node[:8]}: {error}", node) from error
+        if self.lost:
+            raise next(iter(self.lost.values()))
+        loop = asyncio.get_running_loop()
+        self._claims = {i: loop.create_future() for i in range(len(self.hops))}
+        for link in self._links:
+            assert link is not None, "finish() belongs after open()"
+            link.post(Finish(self.session, tokens))
         claims: list[HopClaim] = []
-        for index, future in enumerate(self._claims):
+        for index, future in self._claims.items():
             node = self.hops[index].node
             try:
                 async with asyncio.timeout(CLAIM_SECONDS):
-                    claims.append(await asyncio.shield(future))
+                    claims.append(await future)
             except TimeoutError:
-                raise HopLost(f"node {node[:8]} did not sign its claim", node) from None
+                lost = HopLost(f"node {node[:8]} did not sign its claim", node)
+                self.lose(index, lost)
+                raise lost from None
             self._check(claims[-1], index, tokens)
         for before, after in pairwise(claims):
             if before.rows_out != after.rows_in:  # the receipt shows it: a replay names the liar
@@ -206,90 +306,113 @@ class Chain:
             and claim.tokens == (tokens_root(self._generated[:tokens]) if last else "")
         )
         if not good:
-            raise HopLost(f"node {record.node[:8]} signed another claim than was due", record.node)
+            lost = HopLost(f"node {record.node[:8]} signed another claim than was due", record.node)
+            self.lose(index, lost)
+            raise lost
 
-    async def close(self) -> None:
-        """End the session on every hop."""
-        for task in self._tasks:
-            task.cancel()
-        for stream in self._streams:
-            if stream is not None:
-                await stream.close()
-        for future in self._claims:
+    def close(self) -> None:
+        """End the session on every hop; idempotent."""
+        for index in range(len(self.hops)):
+            self._abandon(index)
+        for future in (*self._claims.values(), *self._replies.values()):
             future.cancel()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.add(asyncio.create_task(work))
+    def _abandon(self, index: int) -> None:
+        link, self._links[index] = self._links[index], None
+        if link is not None:
+            link.post(Close(self.session))
+            if link not in self._links:
+                link.users.discard(self)
 
-    async def _listen(self, index: int) -> None:
-        """Take what one hop sends on its control stream."""
-        stream, node = self._streams[index], self.hops[index].node
-        assert stream is not None
-        try:
-            while True:
-                message, body = decode_frame(await stream.receive())
-                self._heard[index] = self._clock.monotonic()
-                if isinstance(message, Token) and index == len(self.hops) - 1:
-                    self._take(message)
-                elif isinstance(message, Claimed):
-                    if not self._claims[index].done():
-                        self._claims[index].set_result(message.joined(body))
-                elif isinstance(message, Failed):
-                    self._fail(self._lost(index, message))
-                elif isinstance(message, Refused):
-                    self._fail(HopLost(f"node {node[:8]}: {message.message}", node))
-                elif isinstance(message, Pong):
-                    sent = self._pinged.get(message.nonce)
-                    if sent is not None and self._observe_hop is not None:
-                        self._observe_hop(node, self._heard[index] - sent)
-                else:
-                    raise PeerCheating(f"{type(message).__name__} on a control stream")
-        except WireError as error:
-            self._fail(HopLost(f"node {node[:8]}: {error}", node))
+    def take(self, link: Link, message: Message, body: memoryview) -> None:
+        """A message of this session from one of its hops.
 
-    def _take(self, message: Token) -> None:
-        expected = len(self._request.prompt) + len(self._generated)
-        if message.session != self.session or message.token.position != expected or self.ended:
-            raise PeerCheating(
-                f"a token for position {message.token.position}; {expected} was next"
-            )
-        self._generated.append(message.token.token)
-        self._events.put_nowait(message.token)
+        Raises:
+            PeerCheating: it breaks the protocol.
+        """
+        index = self._index(link)
+        if index is None:  # of a hop that was replaced
+            return
+        node = self.hops[index].node
+        if isinstance(message, Tokens):
+            if index != len(self.hops) - 1:
+                raise PeerCheating("tokens of a hop that is not the last")
+            for token in message.tokens:
+                self._take_token(token)
+        elif isinstance(message, Opened | Rewired):
+            reply = self._replies.get((index, type(message)))
+            if reply is None:
+                raise PeerCheating(f"{type(message).__name__} was not asked for")
+            if not reply.done():  # else nobody waits any more, since some hop was lost
+                reply.set_result(message)
+        elif isinstance(message, Claimed):
+            future = self._claims.get(index)
+            if future is None:
+                raise PeerCheating("a claim was not asked for")
+            if not future.done():
+                future.set_result(message.joined(body))
+        elif isinstance(message, Refused):
+            refused = HopRefused(f"node {node[:8]}: {message.message}", message.code, node)
+            opening = self._replies.get((index, Opened))
+            if opening is not None and not opening.done():
+                opening.set_exception(refused)
+                opening.exception()  # retrieved here: another hop's failure may be raised first
+            else:
+                self.lose(index, HopLost(str(refused), node))
+        elif isinstance(message, Failed):
+            self._failed(index, message)
+        else:
+            raise PeerCheating(f"{type(message).__name__} of a hop")
 
-    async def _watch(self) -> None:
-        """Ping every hop; one that stays silent is lost."""
-        nonce = 0
-        while True:
-            await self._clock.sleep(PING_SECONDS)
-            nonce += 1
-            self._pinged = {nonce: self._clock.monotonic()}
-            for index, stream in enumerate(self._streams):
-                node = self.hops[index].node
-                assert stream is not None
-                silence = self._clock.monotonic() - self._heard[index]
-                if silence > SILENT_SECONDS:
-                    self._fail(HopLost(f"node {node[:8]} was silent for {silence:.1f} s", node))
-                    return
-                try:
-                    await stream.send(encode_frame(Ping(nonce)))
-                except WireError as error:
-                    self._fail(HopLost(f"node {node[:8]}: {error}", node))
-                    return
+    def lost_link(self, link: Link) -> None:
+        """A link has gone, and the hop behind it."""
+        index = self._index(link)
+        if index is not None:
+            node = self.hops[index].node
+            self.lose(index, HopLost(f"node {node[:8]}: {link.problem}", node))
 
-    def _lost(self, index: int, failed: Failed) -> HopLost:
-        """The hop to replace: the one that is named, if the chain has it, else the speaker."""
+    def _index(self, link: Link) -> int | None:
+        return self._links.index(link) if link in self._links else None
+
+    def _take_token(self, token: SampledToken) -> None:
+        if token.position < self._known:  # of a hop that took another's place
+            given = (*self._request.prompt, *self._generated)[token.position]
+            if given != token.token:
+                raise PeerCheating(f"another token for position {token.position}")
+            return
+        if token.position != self._known or self.ended:
+            raise PeerCheating(f"a token for position {token.position}; {self._known} was next")
+        self._generated.append(token.token)
+        self._events.put_nowait(token)
+
+    def _failed(self, index: int, failed: Failed) -> None:
+        """The hop to replace is the one that is named, if it is in the chain, else the speaker."""
         nodes = [hop.node for hop in self.hops]
         named = failed.peer
-        at_fault = named if named is not None and named in nodes else nodes[index]
-        return HopLost(f"node {nodes[index][:8]} reports: {failed.message}", at_fault)
+        if named in self._former and named not in nodes:
+            return  # it has been dealt with
+        at_fault = nodes.index(named) if named is not None and named in nodes else index
+        self.beyond_repair |= failed.code == "journal_gone"
+        message = f"node {nodes[index][:8]} reports: {failed.message}"
+        self.lose(at_fault, HopLost(message, nodes[at_fault]))
 
-    def _fail(self, lost: HopLost) -> None:
-        """Remember the first failure: later ones follow from it."""
-        if self._failed is not None:
+    def lose(self, index: int, lost: HopLost) -> None:
+        """A hop has to be replaced: whoever waits for it is told."""
+        if index in self.lost:
             return
-        self._failed = lost
+        self.lost[index] = lost
         self._events.put_nowait(lost)
-        for future in self._claims:
+        for future in (*self._claims.values(), *self._replies.values()):
             if not future.done():
                 future.set_exception(lost)
                 future.exception()  # retrieved here: nobody may be waiting
+
+    def _drain(self) -> None:
+        """Tokens that came stay; what is known of losses is dealt with."""
+        kept: list[SampledToken] = []
+        while not self._events.empty():
+            event = self._events.get_nowait()
+            if not isinstance(event, HopLost):
+                kept.append(event)
+        for token in kept:
+            self._events.put_nowait(token)

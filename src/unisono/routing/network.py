@@ -21,6 +21,23 @@ class NodeStatus(msgspec.Struct, frozen=True):
     free_positions: int
     sessions: int
     alive: bool
+    """It answers heartbeats."""
+    leaving: bool = False
+    """It takes no new sessions and hands its own over."""
+    queue: int = 0
+    """Rows that wait for a pass."""
+    step_us: int = 0
+    """Time of one decode step of its block, as it says; 0 if it does not."""
+    rtt_us: int = 0
+    """Round trip from here, from pings or else from coordinates; 0 if neither is known."""
+    bandwidth: int = 0
+    """Bytes per second that it can send, as it says; 0 if it does not."""
+    coordinate: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Network coordinate in microseconds: x, y, z, height; all zeros if it has none."""
+    price_in: int = 0
+    """Asked per million prompt tokens, as in `wire.records.NodeRecord`."""
+    price_out: int = 0
+    """Asked per million tokens of an answer."""
 
 
 class Answer(Protocol):
@@ -61,6 +78,7 @@ class Network(Protocol):
         Raises:
             CoverageMissing: a layer of `request.model` has no holder.
             CapacityMissing: all holders of some layer are full.
+            NetworkUnreachable: no node is known at all.
         """
         ...
 

@@ -13,14 +13,24 @@ from unisono.errors import (
     CapacityMissing,
     CoverageMissing,
     NetworkError,
+    PeerCheating,
     WireError,
 )
 from unisono.routing.chain import Chain, HopLost, HopRefused
 from unisono.routing.directory import Directory
 from unisono.routing.network import NodeStatus
 from unisono.routing.placement import best_chain
-from unisono.types import GenerationRequest, ModelId, NodeId, SampledToken, is_complete
+from unisono.types import (
+    GenerationRequest,
+    ModelId,
+    NodeId,
+    SampledToken,
+    SessionId,
+    is_complete,
+)
 from unisono.wire.claims import HopClaim
+from unisono.wire.link import Link, Links
+from unisono.wire.messages import Claimed, Message
 from unisono.wire.records import NodeRecord
 from unisono.wire.transports.base import Transport
 
@@ -42,14 +52,19 @@ class Swarm:
         layer_counts: dict[ModelId, int],
         clock: Clock,
         observe_hop: Callable[[NodeId, float], None] | None = None,
+        *,
+        draft: bool = True,
     ) -> None:
-        """`observe_hop` is told (node, seconds) of every ping's round trip."""
+        """`observe_hop` is told (node, seconds) of every ping's round trip; `draft`: whether first
+        hops may guess tokens ahead."""
         self.transport = transport
         self.identity = identity
         self.directory = directory
         self.clock = clock
+        self.links = Links(transport, clock, self._receive, self._lost, observe_hop)
         self._layer_counts = layer_counts
-        self._observe_hop = observe_hop
+        self._chains: dict[SessionId, Chain] = {}
+        self.draft = draft
         self._extra: dict[NodeId, int] = {}
         self._answers: set[RoutedAnswer] = set()
 
@@ -79,17 +94,72 @@ class Swarm:
         """See `Network.close`."""
         for answer in tuple(self._answers):
             await answer.cancel()
+        await self.links.close()
+
+    def _receive(self, link: Link, message: Message, body: memoryview) -> None:
+        """A message of a hop: it is for the chain of its session.
+
+        Raises:
+            PeerCheating: it names none, or breaks the protocol.
+        """
+        session = message.claim.session if isinstance(message, Claimed) else None
+        session = session or getattr(message, "session", None)
+        if session is None:
+            raise PeerCheating(f"{type(message).__name__} on a link to a gateway")
+        chain = self._chains.get(session)
+        if chain is not None:  # else it has ended, and this crossed its end
+            chain.take(link, message, body)
+
+    def _lost(self, link: Link) -> None:
+        for chain in tuple(self._chains.values()):
+            chain.lost_link(link)
 
     def forget(self, answer: RoutedAnswer) -> None:
         """The answer has ended."""
         self._answers.discard(answer)
 
     def release(self, chain: Chain) -> None:
-        """The chain's sessions no longer weigh on the choice of the next."""
+        """End a chain: its sessions no longer weigh on the choice of the next."""
+        chain.close()
+        self._chains.pop(chain.session, None)
         for hop in chain.hops:
-            left = self._extra.pop(hop.node, 0) - 1
-            if left > 0:
-                self._extra[hop.node] = left
+            self._weigh(hop.node, -1)
+
+    def _weigh(self, node: NodeId, change: int) -> None:
+        left = self._extra.pop(node, 0) + change
+        if left > 0:
+            self._extra[node] = left
+
+    async def mend(self, chain: Chain, positions: int, avoid: frozenset[NodeId]) -> bool:
+        """Replace a chain's lost hops by others that hold the same layers; False if there are
+        none for some of them.
+
+        Raises:
+            HopRefused, HopLost: a replacement cannot be had, or one more hop is lost.
+        """
+        new: dict[int, NodeRecord] = {}
+        if len(chain.lost) == len(chain.hops) or chain.beyond_repair:
+            return False
+        for index in chain.lost:
+            old = chain.hops[index]
+            kept = [hop for i, hop in enumerate(chain.hops) if i not in chain.lost]
+            taken = {hop.node for hop in (*kept, *new.values())}
+            standby = [
+                self._weighed(r)
+                for r in self.directory.records()
+                if r.model == old.model
+                and r.layers == old.layers
+                and r.node not in avoid | taken
+                and r.free_positions >= positions
+            ]
+            if not standby:
+                return False
+            new[index] = min(standby, key=lambda r: (r.sessions, r.node))
+        for index, record in new.items():
+            self._weigh(chain.hops[index].node, -1)
+            self._weigh(record.node, 1)
+        await chain.replace(new)
+        return True
 
     async def chain(
         self,
@@ -129,21 +199,20 @@ class Swarm:
             except CoverageMissing as error:
                 raise full or error from None
             chain = Chain(
-                self.transport,
+                self.links,
                 self.identity,
                 hops,
                 request,
                 generated,
                 top_logprobs,
-                self.clock,
-                self._observe_hop,
+                draft=self.draft,
             )
+            self._chains[chain.session] = chain
             for hop in hops:
-                self._extra[hop.node] = self._extra.get(hop.node, 0) + 1
+                self._weigh(hop.node, 1)
             try:
                 await chain.open()
             except (HopRefused, HopLost) as error:
-                await chain.close()
                 self.release(chain)
                 log.info("attempt %d: %s", attempt + 1, error)
                 if isinstance(error, HopRefused):
@@ -155,7 +224,6 @@ class Swarm:
                     avoid |= {error.node}
                 continue
             except BaseException:
-                await chain.close()
                 self.release(chain)
                 raise
             return chain
@@ -211,24 +279,53 @@ class RoutedAnswer:
             self._tokens.append(token.token)
             yield token
 
-    async def _replace(self, lost: HopLost) -> None:
-        """Go on over another chain: it prefills what is known, and the tokens do not change.
+    async def _replace(self, lost: HopLost) -> bool:
+        """Go on with others in the places of the hops that are lost; if there are none over another
+        chain, which prefills what is known. The tokens do not change.
+
+        Returns:
+            Whether the chain was mended, so that it has all the tokens it had.
 
         Raises:
             AnswerInterrupted: there is no other chain.
         """
         log.warning("after %d tokens: %s", len(self._tokens), lost)
+        positions = len(self._request.prompt) + self._request.max_tokens
+        chain = self._chain
+        assert chain is not None
+        try:
+            while True:
+                if self.attempts >= MAX_ATTEMPTS:
+                    raise AnswerInterrupted(
+                        f"the answer failed {self.attempts} times, last: {lost}"
+                    )
+                for each in (lost, *chain.lost.values()):
+                    self._swarm.directory.suspect(each.node)
+                    self._avoid |= {each.node}
+                try:
+                    if not await self._swarm.mend(chain, positions, self._avoid):
+                        break
+                except HopLost as error:
+                    self._attempts += 1
+                    lost = error
+                except HopRefused as error:
+                    self._attempts += 1
+                    self._avoid |= {error.node}
+                    log.info("mending failed: %s", error)
+                else:
+                    self._attempts += 1
+                    return True
+        except BaseException:
+            await self._release()
+            raise
         await self._release()
-        if self.attempts >= MAX_ATTEMPTS:
-            raise AnswerInterrupted(f"the answer failed {self.attempts} times, last: {lost}")
-        self._swarm.directory.suspect(lost.node)
-        self._avoid |= {lost.node}
         try:
             await self.start()
         except NetworkError as error:
             raise AnswerInterrupted(
                 f"a node was lost after {len(self._tokens)} tokens and none replaces it: {error}"
             ) from error
+        return False
 
     async def finish(self, tokens: int) -> tuple[HopClaim, ...]:
         """See `Answer.finish`. A hop that is lost now is replaced once more, for its claim."""
@@ -239,20 +336,29 @@ class RoutedAnswer:
                     return await self._chain.finish(tokens)
                 except HopLost as lost:
                     known = self._tokens
-                    # the new chain computes the last token again, so that it can vouch for it
+                    # a new chain computes the last token again, so that it can vouch for it
                     self._tokens = known[: tokens - 1]
-                    await self._replace(lost)
-                    try:
-                        token = await self._chain.next()
-                    except WireError as error:
-                        raise AnswerInterrupted(f"no chain signs the answer: {error}") from error
-                    if token.token != known[tokens - 1]:
-                        raise AnswerInterrupted(
-                            "the replacement computed another last token: some hop is not honest"
-                        ) from lost
+                    if not await self._replace(lost):
+                        await self._repeat_last(known[tokens - 1])
                     self._tokens = known
         finally:
             await self.cancel()
+
+    async def _repeat_last(self, expected: int) -> None:
+        """Wait for a new chain's first token, which was known before.
+
+        Raises:
+            AnswerInterrupted: it does not come, or is another.
+        """
+        assert self._chain is not None
+        try:
+            token = await self._chain.next()
+        except WireError as error:
+            raise AnswerInterrupted(f"no chain signs the answer: {error}") from error
+        if token.token != expected:
+            raise AnswerInterrupted(
+                "the replacement computed another last token: some hop is not honest"
+            )
 
     async def cancel(self) -> None:
         """See `Answer.cancel`."""
@@ -263,4 +369,3 @@ class RoutedAnswer:
         if self._chain is not None:
             chain, self._chain = self._chain, None
             self._swarm.release(chain)
-            await chain.close()

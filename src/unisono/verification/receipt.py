@@ -8,6 +8,7 @@ import msgspec
 
 from unisono.errors import ReceiptError
 from unisono.types import GenerationRequest, NodeId, canonical, digest, is_hex
+from unisono.verification.unverified import UnverifiedReceipt
 from unisono.wire.claims import HopClaim
 from unisono.wire.identity import Identity, verify_signature
 
@@ -57,21 +58,47 @@ class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return verify_signature(self.gateway, self.signed_bytes(), self.signature)
 
 
-def to_json(receipt: Receipt) -> bytes:
+class _Mark(msgspec.Struct, frozen=True):
+    """What tells the two kinds of receipts apart."""
+
+    verified: bool = True
+
+
+def to_json(receipt: Receipt | UnverifiedReceipt) -> bytes:
     """The form that is served and stored: JSON, bytes as base64."""
     return msgspec.json.encode(receipt)
 
 
 def from_json(data: bytes) -> Receipt:
-    """Read a receipt strictly.
+    """Read the receipt of an answer of the network strictly.
+
+    Raises:
+        ReceiptError: not a receipt, or one of another version, or too large, or one that says
+            that its answer came from elsewhere.
+    """
+    receipt = read_json(data)
+    if isinstance(receipt, UnverifiedReceipt):
+        raise ReceiptError(
+            f"the answer of receipt {receipt.id} is not verifiable: it came from "
+            f"{receipt.source[:200]}, outside the network, and no node signed it"
+        )
+    return receipt
+
+
+def read_json(data: bytes) -> Receipt | UnverifiedReceipt:
+    """Read a receipt of either kind strictly.
 
     Raises:
         ReceiptError: not a receipt, or one of another version, or too large.
     """
     if len(data) > MAX_BYTES:
         raise ReceiptError(f"the receipt is larger than {MAX_BYTES >> 20} MiB")
+    receipt: Receipt | UnverifiedReceipt
     try:
-        receipt = msgspec.json.decode(data, type=Receipt)
+        if msgspec.json.decode(data, type=_Mark).verified:
+            receipt = msgspec.json.decode(data, type=Receipt)
+        else:
+            receipt = msgspec.json.decode(data, type=UnverifiedReceipt)
     except (msgspec.DecodeError, UnicodeDecodeError, binascii.Error) as error:
         raise ReceiptError(f"not a receipt: {error}") from error
     if receipt.version != VERSION:

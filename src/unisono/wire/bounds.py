@@ -14,6 +14,10 @@ MAX_HOPS = 256
 MAX_LAYERS = 4096
 MAX_ROWS = 8192
 """Rows in one frame; their widths must fit in a header."""
+MAX_DRAFT_ROWS = 64
+"""Rows or tokens of an answer in one message."""
+MAX_BUNDLE = 4096
+"""Messages in a bundle."""
 MAX_TOP_LOGPROBS = 20
 MAX_STOP_TOKENS = 64
 MAX_LOGIT_BIAS = 1024

@@ -7,7 +7,7 @@ messages that are built here as well as for those that are received.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -15,6 +15,8 @@ from msgspec import Meta
 from unisono.errors import PeerCheating
 from unisono.types import LayerRange, PeerAddress, SampledToken, Sampling, is_hex
 from unisono.wire.bounds import (
+    MAX_BUNDLE,
+    MAX_DRAFT_ROWS,
     MAX_HOPS,
     MAX_LOGIT_BIAS,
     MAX_POSITIONS,
@@ -33,19 +35,33 @@ from unisono.wire.bounds import (
     Session,
     StopTokens,
     Text,
+    TokenId,
     check,
     check_address,
     check_layers,
     small,
 )
 from unisono.wire.claims import TAG_BYTES, HopClaim
+from unisono.wire.gossip_messages import Beat, Exchange, Newer, Wanted
 from unisono.wire.identity import SIGNATURE_BYTES
-from unisono.wire.records import Announce, Announced, Info, Probe
+from unisono.wire.records import Info, Probe
+from unisono.wire.relay_messages import RelayMessage
+
+
+class Multiplex(MessageBase, frozen=True):
+    """First message of a stream that carries messages of many sessions, both ways."""
+
+
+class Bundle(MessageBase, frozen=True):
+    """Several messages sent as one: the body is their frames, one after another."""
+
+    count: Annotated[int, Meta(ge=2, le=MAX_BUNDLE)]
 
 
 class Open(MessageBase, frozen=True):
     """Gateway to hop: reserve room for a session and tell the hop its place in the chain.
 
+    A chain is a ring: rows pass from hop to hop, and the last hop's tokens go back to the first.
     The body is the given tokens (prompt, then tokens already generated) as little-endian
     u32 for the first and the last hop, and empty for the others.
     """
@@ -57,10 +73,12 @@ class Open(MessageBase, frozen=True):
     layers: LayerRange
     hop: Hop
     hops: Annotated[int, Meta(ge=1, le=MAX_HOPS)]
+    previous: Node | None
+    """From whom this hop takes rows, or the first hop tokens; None on a lone hop."""
     next: PeerAddress | None
-    """Where this hop's rows go; None on the last hop."""
-    first: PeerAddress | None
-    """On a last hop that is not the first one: where its tokens go besides the gateway."""
+    """Where this hop's rows go, or the last hop's tokens besides the gateway; None on a lone hop."""
+    resume: Position
+    """The first position that `next` still wants."""
     sampling: Sampling
     prompt: Positions
     """Tokens of the prompt."""
@@ -72,22 +90,21 @@ class Open(MessageBase, frozen=True):
     stop_tokens: StopTokens
     top_logprobs: Annotated[int, Meta(ge=-1, le=MAX_TOP_LOGPROBS)]
     """-1: no log probabilities."""
+    draft: bool
+    """Whether the first hop may guess tokens ahead, for the chain to check several at a time."""
 
     def __post_init__(self) -> None:
         check_layers(self.layers, empty=False)
         check(self.hop < self.hops, f"hop {self.hop} of {self.hops}")
-        last = self.hop == self.hops - 1
-        check((self.next is None) == last, "`next` is for every hop but the last")
-        check(
-            (self.first is not None) == (last and self.hop > 0),
-            "`first` is for a last hop that is not the first",
-        )
+        alone = self.hops == 1
+        check((self.next is None) == alone, "`next` is for hops that are not alone")
+        check((self.previous is None) == alone, "`previous` is for hops that are not alone")
         check_address(self.next)
-        check_address(self.first)
         check(
             self.prompt <= self.start <= self.positions,
             f"prompt {self.prompt} <= start {self.start} <= positions {self.positions}",
         )
+        check(self.resume <= self.start, f"resume {self.resume} <= start {self.start}")
         _check_sampling(self.sampling)
 
 
@@ -102,51 +119,79 @@ class Refused(MessageBase, frozen=True):
 
     code: Code
     message: Text
+    session: Session | None = None
+    """The session it is about, on a link."""
 
 
-class Attach(MessageBase, frozen=True):
-    """First message of a stream between hops: what will flow on it, and towards which hop."""
+class Rewire(MessageBase, frozen=True):
+    """Gateway to hop: a neighbour in the ring is replaced.
 
-    session: Session
-    hop: Hop
-    kind: Literal["rows", "tokens"]
-
-
-class Attached(MessageBase, frozen=True):
-    """The receiving hop knows the session and expects this stream."""
+    A new `previous` sends what this hop asks for in its answer; to a new `next` this hop sends
+    again from position `resume` on, out of its journal.
+    """
 
     session: Session
+    previous: Node | None
+    next: PeerAddress | None
+    resume: Position
+
+    def __post_init__(self) -> None:
+        check(self.previous is not None or self.next is not None, "nothing is rewired")
+        check_address(self.next)
+
+
+class Rewired(MessageBase, frozen=True):
+    """It is done; `position` is the first one that this hop has not received yet."""
+
+    session: Session
+    position: Count
 
 
 class Rows(MessageBase, frozen=True):
-    """Activation rows of consecutive positions; the body is their encoding (`wire.rows`)."""
+    """Activation rows of consecutive positions; the body is their encoding (`wire.rows`).
+
+    Rows of a position that was sent before replace it and all that followed it.
+    """
 
     session: Session
     position: Position
     """Of the first row."""
     widths: Annotated[bytes, Meta(min_length=1, max_length=MAX_ROWS)]
+    tokens: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_DRAFT_ROWS)]
+    """The token at each row's position, a guess perhaps; empty for rows of the prompt."""
 
     def __post_init__(self) -> None:
         check(
             self.position + len(self.widths) <= MAX_POSITIONS,
             f"rows past position {MAX_POSITIONS}",
         )
+        check(len(self.tokens) in (0, len(self.widths)), "a token for each row, or none")
 
 
-class Token(MessageBase, frozen=True):
-    """The last hop sampled a token."""
+class Tokens(MessageBase, frozen=True):
+    """The last hop sampled tokens of consecutive positions."""
 
     session: Session
-    token: SampledToken
+    tokens: Annotated[tuple[SampledToken, ...], Meta(min_length=1, max_length=MAX_DRAFT_ROWS)]
 
     def __post_init__(self) -> None:
-        token = self.token
-        check(0 <= token.position < MAX_POSITIONS, f"position {token.position}")
-        check(0 <= token.token < 1 << 32, f"token id {token.token}")
-        check(small(token.logprob), f"logprob {token.logprob}")
-        check(len(token.top) <= MAX_TOP_LOGPROBS, f"{len(token.top)} top tokens")
-        for candidate, logprob in token.top:
-            check(0 <= candidate < 1 << 32 and small(logprob), f"top token {candidate}")
+        first = self.tokens[0].position
+        for i, token in enumerate(self.tokens):
+            check(
+                token.position == first + i and 0 <= first < MAX_POSITIONS - MAX_DRAFT_ROWS,
+                f"position {token.position}",
+            )
+            check(0 <= token.token < 1 << 32, f"token id {token.token}")
+            check(small(token.logprob), f"logprob {token.logprob}")
+            check(len(token.top) <= MAX_TOP_LOGPROBS, f"{len(token.top)} top tokens")
+            for candidate, logprob in token.top:
+                check(0 <= candidate < 1 << 32 and small(logprob), f"top token {candidate}")
+
+
+class Close(MessageBase, frozen=True):
+    """Gateway to hop: the session has ended; release what it holds."""
+
+    session: Session
 
 
 class Finish(MessageBase, frozen=True):
@@ -225,22 +270,28 @@ class Pong(MessageBase, frozen=True):
 
 
 Message = (
-    Open
+    Multiplex
+    | Bundle
+    | Open
     | Opened
     | Refused
-    | Attach
-    | Attached
+    | Rewire
+    | Rewired
     | Rows
-    | Token
+    | Tokens
+    | Close
     | Finish
     | Claimed
     | Failed
     | Ping
     | Pong
-    | Announce
-    | Announced
+    | Exchange
+    | Newer
+    | Wanted
+    | Beat
     | Probe
     | Info
+    | RelayMessage
 )
 
 

@@ -53,6 +53,8 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bytes per second that it can send; 0 if it was not measured."""
     coordinate: tuple[Coordinate, Coordinate, Coordinate, Coordinate] = (0, 0, 0, 0)
     """Network coordinate in microseconds (`routing.coordinates`): x, y, z, height."""
+    uncertainty: Annotated[int, Meta(ge=0, le=1_000_000)] = 1_000_000
+    """Expected relative error of a round trip computed with the coordinate, in millionths."""
     price_in: Natural = 0
     """Asked per million prompt tokens through the whole model, in millionths of the stable unit;
     a block asks for its share of the layers."""
@@ -69,6 +71,9 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         check_address(self.address)
         check(self.address.node == self.node, "the address is of another node")
+        for text in self.address.addresses:
+            # Such an address would be an error of another kind in whoever dials it.
+            check(text.isascii() and text.isprintable(), "an address with odd characters")
         check_layers(self.layers, empty=not self.model)
 
     def signed_bytes(self) -> bytes:
@@ -82,25 +87,6 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def signature_is_good(self) -> bool:
         """Whether the node that the record names signed these contents."""
         return verify_signature(self.node, self.signed_bytes(), self.signature)
-
-
-class Announce(MessageBase, frozen=True):
-    """Node to directory: I am here."""
-
-    record: NodeRecord
-
-
-class Announced(MessageBase, frozen=True):
-    """Directory to node: your lease, and what to hold if that should change."""
-
-    lease_ms: Annotated[int, Meta(ge=0, le=24 * 3600 * 1000)]
-    layers: LayerRange | None
-    model: Model | None
-
-    def __post_init__(self) -> None:
-        check((self.layers is None) == (self.model is None), "layers and model come together")
-        if self.layers is not None:
-            check_layers(self.layers, empty=False)
 
 
 class Probe(MessageBase, frozen=True):

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from unisono.clock import Clock
 from unisono.errors import ConfigurationError, UnisonoError
-from unisono.types import NodeId
+from unisono.types import NodeId, PeerAddress
 from unisono.wire.identity import Identity
 from unisono.wire.transports.base import Stream, StreamHandler, Transport
 
-__all__ = ["HandlerTasks", "Stream", "StreamHandler", "Transport", "make_transport"]
+if TYPE_CHECKING:
+    from unisono.wire.transports.relayed import RelayedTransport
+
+__all__ = [
+    "HandlerTasks",
+    "Stream",
+    "StreamHandler",
+    "Transport",
+    "direct_transport",
+    "make_transport",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -19,17 +32,35 @@ MAX_ACCEPTED_STREAMS = 1024
 CANCEL_SECONDS = 1.0
 
 
-def make_transport(name: str, identity: Identity, bind: str = "127.0.0.1:0") -> Transport:
+def make_transport(
+    name: str,
+    identity: Identity,
+    bind: str = "127.0.0.1:0",
+    *,
+    relays: Sequence[PeerAddress] = (),
+    serve_relay: bool = False,
+    clock: Clock | None = None,
+) -> RelayedTransport:
     """A transport that is not bound yet.
 
     Args:
         name: `iroh` or `tcp`.
         identity: the key that this side proves.
         bind: HOST:PORT; port 0 lets the system choose.
+        relays: nodes that lead peers to this one, if they may be unable to dial it.
+        serve_relay: whether this node, which everyone can dial, leads peers to others.
 
     Raises:
         ConfigurationError: there is no such transport, or it cannot be loaded here.
     """
+    from unisono.wire.transports.relayed import RelayedTransport
+
+    inner = direct_transport(name, identity, bind)
+    return RelayedTransport(inner, identity, relays=relays, serve_relay=serve_relay, clock=clock)
+
+
+def direct_transport(name: str, identity: Identity, bind: str = "127.0.0.1:0") -> Transport:
+    """The same without relays, neither used nor served. It does not understand one with them."""
     if name == "tcp":
         from unisono.wire.transports.tcp import TcpTransport
 

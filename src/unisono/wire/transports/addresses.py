@@ -1,11 +1,20 @@
-"""Addresses as people and records write them: HOST:PORT."""
+"""Addresses as people and records write them: HOST:PORT, or that of a relay which leads on.
+
+    relay/TRANSPORT://NODE_ID@HOST:PORT
+
+is the relay with this id at this address. Such an address has exactly one written form.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import socket
 
 from unisono.errors import ConfigurationError, PeerGone
+from unisono.types import NodeId, PeerAddress, is_hex
+
+RELAY = "relay/"
 
 
 def split_address(
@@ -45,3 +54,55 @@ def reachable_host(host: str) -> str:
             probe.connect((target, 9))
             return str(probe.getsockname()[0])
     return "127.0.0.1"
+
+
+def relay_address(relay: PeerAddress) -> str:
+    """The address of a node that the first address of `relay` leads to."""
+    return f"{RELAY}{relay.transport}://{relay.node}@{relay.addresses[0]}"
+
+
+def split_relay_address(text: str) -> PeerAddress | None:
+    """The relay of a relay address; None if `text` is anything else, or not its one form."""
+    if not text.startswith(RELAY):
+        return None
+    transport, _, rest = text[len(RELAY) :].partition("://")
+    node, _, address = rest.partition("@")
+    if not (transport.isascii() and transport.isalpha() and transport.islower()):
+        return None
+    if not is_hex(node, 32) or len(transport) > 16:
+        return None
+    try:
+        host, port = split_address(address)
+    except ConfigurationError:
+        return None
+    if join_address(host, port) != address or set("@/, ") & set(host):
+        return None
+    return PeerAddress(NodeId(node), transport, (address,))
+
+
+def may_dial(address: str, told_by: str) -> bool:
+    """Whether to dial an address that somebody else names.
+
+    Only IP addresses, and only such as are at least as public as whoever names them: otherwise
+    a relay on the Internet could make its guests knock on the doors of their own home, or one
+    at home make them knock on their own machine.
+
+    Args:
+        address: HOST:PORT.
+        told_by: the HOST:PORT of whoever named it.
+    """
+    reach = _reach(address)
+    return reach > 0 and reach >= _reach(told_by)
+
+
+def _reach(address: str) -> int:
+    """3 for an address on the Internet, 2 for one in a private network, 1 for one of this machine,
+    0 for none that can be dialled."""
+    try:
+        host, port = split_address(address)
+        found = ipaddress.ip_address(host)
+    except (ConfigurationError, ValueError):
+        return 0
+    if not port or found.is_multicast or found.is_unspecified:
+        return 0
+    return 1 if found.is_loopback else 3 if found.is_global else 2

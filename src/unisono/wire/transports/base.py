@@ -8,7 +8,7 @@ the stream fails. Nothing is promised between two streams.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from unisono.types import NodeId, PeerAddress
 
@@ -57,6 +57,9 @@ class Transport(Protocol):
     async def bind(self) -> PeerAddress:
         """Open the local endpoint. The address is what peers dial.
 
+        Called again it returns the address as it is now: a transport learns with time where
+        others see it and which relays reach it.
+
         Raises:
             ConfigurationError: the address is taken or malformed.
         """
@@ -77,4 +80,32 @@ class Transport(Protocol):
 
     async def close(self) -> None:
         """Close all streams and the endpoint. Idempotent, never raises."""
+        ...
+
+
+@runtime_checkable
+class Located(Protocol):
+    """A stream that knows where its peer is seen."""
+
+    @property
+    def remote(self) -> str | None:
+        """HOST:PORT that the peer's packets come from; None if that is not known."""
+        ...
+
+
+@runtime_checkable
+class Meeting(Protocol):
+    """A transport that dials from the socket that it listens on, and whose one connection with
+    a peer, made by either side, carries the streams of both.
+
+    So the address that others see it at leads back to it, and two such transports behind NAT
+    meet if each dials the other at the same time.
+    """
+
+    def connected(self, node: NodeId) -> bool:
+        """Whether there is a connection with a node."""
+        ...
+
+    async def set_observed(self, addresses: tuple[str, ...]) -> None:
+        """Take note of the addresses (HOST:PORT) that others see this transport at."""
         ...

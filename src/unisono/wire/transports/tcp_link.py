@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 
 from unisono.errors import PeerGone
+from unisono.wire.transports.addresses import join_address
 
 LINGER_SECONDS = 1.0
 """How long a closed stream may take to deliver what was sent before."""
@@ -69,6 +70,17 @@ class Link(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writable.set()
+
+    @property
+    def remote(self) -> str | None:
+        """HOST:PORT of the other end."""
+        name = self._transport.get_extra_info("peername") if self._transport else None
+        return join_address(str(name[0]), int(name[1])) if name else None
+
+    @property
+    def is_carried(self) -> bool:
+        """No node lies in between."""
+        return False
 
     async def read(self, size: int) -> bytes:
         """Exactly `size` bytes. If cancelled, nothing was consumed.

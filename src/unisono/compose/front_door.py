@@ -1,0 +1,75 @@
+"""Whom a stream is for: its first message says so."""
+
+from __future__ import annotations
+
+import asyncio
+
+from unisono.errors import PeerCheating, PeerGone
+from unisono.routing.gossip import Gossip
+from unisono.types import NodeId
+from unisono.wire.frames import decode_frame, encode_frame
+from unisono.wire.gossip_messages import Beat, Exchange
+from unisono.wire.messages import Ping, Pong, Refused
+from unisono.wire.transports.base import Stream, StreamHandler
+
+FIRST_MESSAGE_SECONDS = 10.0
+
+
+class FrontDoor:
+    """The stream handler of a member: gossip for `Gossip`, the rest for a service."""
+
+    def __init__(self, gossip: Gossip) -> None:
+        self._gossip = gossip
+        self.service: StreamHandler | None = None
+        """Takes the streams that are not gossip; None: there is no such service (yet)."""
+
+    async def handle(self, stream: Stream) -> None:
+        """Serve one stream that a peer opened.
+
+        Raises:
+            WireError: the stream failed, or the peer broke the protocol.
+        """
+        try:
+            async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
+                frame = await stream.receive()
+        except TimeoutError:
+            raise PeerGone(f"nothing came in {FIRST_MESSAGE_SECONDS:.0f} s") from None
+        message, body = decode_frame(frame)
+        if isinstance(message, Exchange | Beat):
+            await self._gossip.handle(stream, message, body)
+        elif isinstance(message, Ping):
+            await stream.send(encode_frame(Pong(message.nonce)))
+        elif self.service is not None:
+            await self.service(ReopenedStream(stream, frame))
+        else:
+            refusal = Refused("not_ready", "this member serves no sessions, or not yet")
+            await stream.send(encode_frame(refusal))
+            raise PeerCheating(f"{type(message).__name__} sent to a member without layers")
+
+
+class ReopenedStream:
+    """A stream whose first frame has been read, and is read again."""
+
+    def __init__(self, stream: Stream, first: bytes) -> None:
+        self._stream = stream
+        self._first: bytes | None = first
+
+    @property
+    def peer(self) -> NodeId:
+        """See `Stream.peer`."""
+        return self._stream.peer
+
+    async def send(self, frame: bytes) -> None:
+        """See `Stream.send`."""
+        await self._stream.send(frame)
+
+    async def receive(self) -> bytes:
+        """See `Stream.receive`."""
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        return await self._stream.receive()
+
+    async def close(self) -> None:
+        """See `Stream.close`."""
+        await self._stream.close()

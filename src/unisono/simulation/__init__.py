@@ -1,0 +1,1 @@
+"""Swarms of thousands of nodes on virtual time, driving the real routing code."""
