@@ -16,19 +16,10 @@ import statistics
 import time
 from collections.abc import Callable
 
-from bench.fleet import (
-    Chooser,
-    Fleet,
-    Machine,
-    Traffic,
-    by_best_path,
-    by_chance,
-    by_fewest_sessions,
-    by_round_robin,
-    crowded,
-    offered,
-)
+from bench.choices import by_best_path, by_chance, by_fewest_sessions, by_round_robin
+from bench.fleet import Chooser, Fleet, Machine
 from bench.machine import publish
+from bench.traffic import Traffic, crowded, offered
 from unisono.clock import SystemClock
 from unisono.routing.experience import Experience
 from unisono.routing.paths import best_path

@@ -17,14 +17,18 @@ import time
 from collections.abc import Sequence
 
 from bench.machine import publish
-from bench.placement_rules import even_split, petals, routed
+from bench.packing_bound import packing_bound
+from bench.placement_rules import even_parts, even_split, petals, routed
 from bench.placement_world import large_model, world
+from unisono.routing.placement import choose_block
 from unisono.routing.placement.bound import lower_bound
 from unisono.routing.placement.facts import ModelFacts, NodeFacts
 from unisono.routing.placement.fleet import Fleet
 from unisono.routing.placement.planner import plan
 from unisono.routing.placement.plans import Plan, check_plan, cuts_of
 from unisono.routing.placement.repairs import moved, repair
+from unisono.types import LayerRange, PeerAddress
+from unisono.wire.records import NodeRecord
 
 EVENTS = 20
 CASES = (
@@ -39,6 +43,14 @@ CASES = (
     (1000, 7000.0, 6, 80, "some hold all"),
 )
 
+FEW_HOPS = (
+    # nodes, tokens per second, GiB of the smallest and the largest, hops
+    (60, 500.0, 12, 24, 3),
+    (200, 1500.0, 12, 24, 3),
+    (300, 2000.0, 24, 32, 2),
+    (1000, 7000.0, 24, 32, 2),
+)
+
 Row = dict[str, object]
 
 
@@ -51,9 +63,10 @@ def compared(count: int, load: float, smallest: int, largest: int, what: str, ro
     wall, busy = time.perf_counter(), time.process_time()
     made = plan(nodes, model)
     wall, busy = time.perf_counter() - wall, time.process_time() - busy
+    print(count, what, file=sys.stderr, flush=True)
     bound = lower_bound(fleet, cuts_of(fleet, made.chains), rounds).token_us
     greedy = routed(fleet, petals(fleet))
-    even = min(routed(fleet, even_split(fleet, parts)) for parts in (2, 3, 4, 6, 8))
+    even = min(routed(fleet, even_split(fleet, parts)) for parts in even_parts(fleet))
     return {
         "nodes": count,
         "case": what,
@@ -68,6 +81,60 @@ def compared(count: int, load: float, smallest: int, largest: int, what: str, ro
         "even ÷": even / made.token_us,
         **_repaired(made, nodes, later, model),
     }
+
+
+def proven(count: int, load: float, smallest: int, largest: int, hops: int) -> Row:
+    """A plan with chains of at most `hops` against the bound over all such chains."""
+    nodes = world(count, 1, smallest=smallest, largest=largest)
+    model = large_model(load, most_hops=hops)
+    made = plan(nodes, model)
+    bound = packing_bound(Fleet(nodes, model), made.price_us, hops)
+    return {
+        "nodes": count,
+        "hops at most": hops,
+        "load tok/s": load,
+        "chains": len(made.chains),
+        "ms/token": made.token_us / 1e3,
+        "÷ bound of chains": made.token_us / bound,
+    }
+
+
+def by_themselves(count: int, load: float) -> Row:
+    """Nodes that join one by one and choose their own block, against a plan."""
+    nodes = world(count, 1)
+    model = large_model(load)
+    records: list[NodeRecord] = []
+    busy = time.process_time()
+    for node in nodes:
+        block = choose_block(records, node, model)
+        records.append(_record(node, block, model))
+    busy = time.process_time() - busy
+    fleet = Fleet(nodes, model)
+    held = {i: r.layers for i, r in enumerate(records)}
+    return {
+        "nodes": count,
+        "load tok/s": load,
+        "cpu ms per choice": 1e3 * busy / count,
+        "÷ plan": routed(fleet, held) / plan(nodes, model).token_us,
+    }
+
+
+def _record(node: NodeFacts, block: LayerRange, model: ModelFacts) -> NodeRecord:
+    work = model.work(block)
+    return NodeRecord(
+        node=node.node,
+        address=PeerAddress(node.node, "memory", ("memory:0",)),
+        model=model.model,
+        layers=block,
+        free_positions=model.positions,
+        sessions=0,
+        sequence=1,
+        expires=1,
+        step_us=int(node.step_us * work),
+        row_us=int(node.row_us * work),
+        memory=node.memory,
+        coordinate=node.coordinate,
+    )
 
 
 def _repaired(
@@ -107,8 +174,12 @@ def main() -> None:
     quick = "--quick" in sys.argv
     plan(world(60, 2), large_model(100.0))  # loads what is loaded on first use
     cases = [c for c in CASES if not quick or c[0] <= 100]
-    rows = [compared(*case, rounds=40 if quick else 120) for case in cases]
+    rows = [compared(*case, rounds=40 if quick else 80) for case in cases]
+    few = [proven(*case) for case in FEW_HOPS if not quick or case[0] <= 60]
     publish("placement-quick" if quick else "placement", rows)
+    publish("placement-chains-quick" if quick else "placement-chains", few)
+    alone = [by_themselves(*case) for case in ((100, 700.0), (300, 2000.0))]
+    publish("placement-joining-quick" if quick else "placement-joining", alone)
 
 
 if __name__ == "__main__":

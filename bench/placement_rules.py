@@ -12,6 +12,9 @@ from unisono.types import LayerRange
 
 Held = dict[int, LayerRange]
 
+_PIECE = 20.0
+"""Tokens per second that `routed` sends at once: a few per cent of what a node can take."""
+
 
 def petals(fleet: Fleet, seed: int = 0) -> Held:
     """The rule of Petals: every server holds as many layers as it can, where the servers there
@@ -51,6 +54,16 @@ def petals(fleet: Fleet, seed: int = 0) -> Held:
     return held
 
 
+def even_parts(fleet: Fleet) -> range:
+    """Numbers of blocks worth trying: the fewest that half of the nodes can hold, and one more."""
+    fewest = next(
+        parts
+        for parts in range(1, fleet.model.layers + 1)
+        if np.mean(fleet.end >= fleet.model.layers / parts) >= 0.5 or parts == fleet.model.layers
+    )
+    return range(fewest, min(fleet.model.layers, fewest + 1) + 1)
+
+
 def even_split(fleet: Fleet, parts: int) -> Held:
     """Equal blocks; each node takes the one with the fewest holders, if it fits."""
     blocks = even_blocks(fleet.model.layers, parts)
@@ -66,7 +79,7 @@ def even_split(fleet: Fleet, parts: int) -> Held:
     return held
 
 
-def routed(fleet: Fleet, held: Held, pieces: int = 60) -> float:
+def routed(fleet: Fleet, held: Held) -> float:
     """Expected microseconds per token if the target load takes the best paths.
 
     The load goes piece by piece over the path that is cheapest at the margin, as it stands then. A
@@ -74,6 +87,7 @@ def routed(fleet: Fleet, held: Held, pieces: int = 60) -> float:
     """
     model = fleet.model
     wanted = model.tokens_per_second / 1e6
+    pieces = max(60, int(model.tokens_per_second / _PIECE))
     work = np.zeros(len(fleet))
     links = lost = 0.0
     paths = _Routes(fleet, held)

@@ -4,7 +4,8 @@
 
 Two tables: every scenario with best paths, and every policy in the steady scenario and with slow
 nodes. "Watched" is the share of the same twentieth of the nodes among the hops of new chains: they
-are honest in every scenario but that of liars. Times on the network are virtual; only the last column is time of this machine.
+are honest in every scenario but that of liars. Times on the network are virtual; only the last
+column is time of this machine.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import logging
 import statistics
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 from unisono.compose.gateway import Front, FrontSettings
@@ -40,7 +41,7 @@ async def answer(swarm: Swarm, request: GenerationRequest) -> dict[str, Any]:
 
 async def work(job: dict[str, Any], swarm: Swarm, tokenizer: Tokenizer, model: ModelId) -> Any:
     """What a job asks for: every prompt after the other, or all at once."""
-    swarm.draft = job["draft"]
+    swarm.settings = replace(swarm.settings, draft=job["draft"])
     requests = [
         GenerationRequest(
             model=model,

@@ -49,6 +49,7 @@ def test_json_goes_to_a_file_or_to_stdout_and_is_the_same(tmp_path: Path) -> Non
         (("--nodes", "2"), "--nodes 2"),
         (("--hours", "0"), "--hours 0"),
         (("--seed", "-1"), "--seed -1"),
+        (("--view", "300", "--gateway-view", "200"), "--gateway-view 200"),
         (("--json", "/no/such/folder/x.json"), "--json /no/such/folder/x.json"),
     ],
 )

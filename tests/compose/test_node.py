@@ -156,6 +156,7 @@ async def test_a_node_that_loses_its_network_for_long_gives_up(
     async with street(tiny_models) as place:
         first = await place.add(layers=LayerRange(0, 3))
         second = await place.add(first, layers=LayerRange(3, 6))
+        await until(lambda: len(layers_known(second)) == 1)
         place.hub.kill(first.identity.node_id)
         with pytest.raises(PeerGone, match="answered for"):
             await asyncio.wait_for(place.running[1], 5)

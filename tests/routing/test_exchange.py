@@ -15,8 +15,9 @@ from unisono.clock import VirtualClock
 from unisono.errors import PeerRefused, WireError
 from unisono.routing.coordinates import ORIGIN
 from unisono.routing.entry import WHOLE
-from unisono.routing.exchange import RENEW_SECONDS, URGENT_PER_SECOND, Exchanges
+from unisono.routing.exchange import URGENT_PER_SECOND, Exchanges
 from unisono.routing.membership import Membership
+from unisono.routing.own_record import RENEW_SECONDS
 from unisono.types import LayerRange, NodeId, PeerAddress, canonical
 from unisono.wire.frames import decode_frame
 from unisono.wire.gossip_messages import (

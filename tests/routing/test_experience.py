@@ -256,3 +256,14 @@ async def test_who_reads_slower_than_it_says_is_taken_to_decode_slower_too() -> 
     experience = Experience(clock)
     await answer(experience, clock, WHOLE, first=0.41, tokens=2)
     assert step(experience, WHOLE) > 0.030
+
+
+def test_a_chain_that_is_outrun_before_its_first_token_is_blamed_a_little() -> None:
+    experience = Experience(VirtualClock())
+    trial = trial_of(experience, *HALVES)
+    trial.outrun()  # it was not even open
+    trial.opened()
+    trial.outrun()
+    trial.arrived()
+    trial.outrun()
+    assert [experience.reputation.standing(h.node).bad for h in HALVES] == [0.5, 0.5]

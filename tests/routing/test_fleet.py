@@ -6,8 +6,10 @@ import random
 from dataclasses import replace
 
 import pytest
-from bench.fleet import Fleet, Machine, Traffic, by_best_path, offered
+from bench.choices import by_best_path
+from bench.fleet import Fleet, Machine
 from bench.paths import CHOOSERS, CONTINENTS, LOADS, figures
+from bench.traffic import Traffic, offered
 
 from unisono.routing.reputation import HALF_LIFE
 from unisono.types import LayerRange

@@ -287,7 +287,7 @@ async def test_a_peer_with_a_wrong_clock_is_told_so(seconds: float, code: str) -
         await joining.transport.bind()
         joining.address = PeerAddress(identity.node_id, "memory", ("memory:999",))
         real = place.clock.now
-        joining.gossip.exchanges._clock = type(
+        joining.gossip.exchanges._own._clock = type(
             "Wrong", (), {"now": lambda _: real() - 15 + seconds, "monotonic": lambda _: real()}
         )()
         with pytest.raises(PeerRefused) as refused:

@@ -113,3 +113,11 @@ def test_memory_of_links_is_bounded() -> None:
         links.pinged(NodeId(f"{i:064x}"), 0.01)
     assert links.measured(NodeId(f"{9:064x}")) is None
     assert links.measured(NodeId(f"{10:064x}")) is not None
+
+
+def test_a_newcomer_of_which_nothing_is_known_is_as_far_as_the_others() -> None:
+    links, newcomer = Links(), record(9, 0, 1)
+    for i in range(4):
+        links.pinged(KEYS[i].node_id, 0.001 * (i + 1))
+    assert links.round_trip(newcomer) == pytest.approx(0.0025)
+    assert between(links, newcomer, record(0, 0, 1)) == pytest.approx(0.0025)

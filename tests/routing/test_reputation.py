@@ -71,6 +71,7 @@ def test_what_was_seen_loses_half_of_its_weight_in_a_half_life(passed: float) ->
     ("deed", "as_stranger", "as_regular"),
     [
         (Deed.REFUSED, 8, 32),
+        (Deed.LATE, 8, 32),
         (Deed.FAILED, 2, 8),
         (Deed.LOST, 2, 6),
         (Deed.UNREACHABLE, 1, 4),

@@ -31,7 +31,7 @@ from unisono.errors import (
     UnisonoError,
 )
 from unisono.execution.worker import PeerLost, Worker
-from unisono.routing.swarm import MAX_ATTEMPTS
+from unisono.routing.answer import HEDGE_SECONDS, MAX_ATTEMPTS
 from unisono.types import LayerRange, ModelId, SampledToken
 from unisono.wire.link import Link
 from unisono.wire.messages import Open, Opened, Tokens
@@ -141,11 +141,11 @@ async def test_a_hop_that_refuses_for_lack_of_room_is_missing_capacity(
         await net.add(LayerRange(2, 4), worker=Full)
         with pytest.raises(CapacityMissing, match="no room, whatever the record says"):
             await net.swarm.open(request_for(net.model))
-        backed_off = [s for s in clock.slept if s != 1.0]
+        backed_off = [s for s in clock.slept if s not in (1.0, HEDGE_SECONDS)]
         assert len(backed_off) == MAX_ATTEMPTS - 1
         assert backed_off == sorted(backed_off)
         await net.idle()
-        assert not net.swarm._extra
+        assert net.unburdened()
 
 
 async def test_a_hop_that_refuses_is_passed_over_at_once_if_another_can_do_it(
@@ -156,10 +156,10 @@ async def test_a_hop_that_refuses_is_passed_over_at_once_if_another_can_do_it(
         for _ in range(3):
             await net.add(LayerRange(2, 4), worker=Full)
         busy = await net.add(LayerRange(2, 4))
-        net.swarm._extra[busy.identity.node_id] = 5  # the last choice
+        net.burden(busy)  # the last choice
         answered = await net.answer(request_for(net.model))
         assert answered.claims[1].node == busy.identity.node_id
-        assert not [s for s in clock.slept if s != 1.0]
+        assert not [s for s in clock.slept if s not in (1.0, HEDGE_SECONDS)]
 
 
 async def test_a_hop_that_refuses_is_asked_again_later(tiny_models: TinyModels) -> None:
@@ -174,12 +174,12 @@ async def test_a_hop_that_cannot_be_reached_is_replaced_before_the_answer_begins
 ) -> None:
     async with tiny_network(tiny_models.llama, 3, spares=1) as net:
         net.nodes[dead].kill()
-        net.swarm._extra[net.nodes[dead + 3].identity.node_id] = 9
+        net.burden(net.nodes[dead + 3])
         answered = await net.answer(request_for(net.model))
         assert answered.tokens == undisturbed["seeded"]
         assert answered.attempts == 1
         assert answered.claims[dead].node == net.nodes[dead + 3].identity.node_id
-        assert net.nodes[dead].identity.node_id not in [r.node for r in net.directory.records()]
+        assert net.nodes[dead].identity.node_id not in [r.node for r in net.members.records()]
 
 
 def killer(net: TinyNetwork, victims: list[int], after: int) -> Any:
@@ -187,7 +187,7 @@ def killer(net: TinyNetwork, victims: list[int], after: int) -> Any:
 
     def on_token(count: int) -> None:
         if count == after:
-            (chain,) = [a._chain for a in net.swarm._answers]
+            (chain,) = [a.chain for a in net.swarm._answers]
             assert chain is not None
             doomed = [chain.hops[v].node for v in victims]
             for node in net.nodes:
@@ -265,7 +265,7 @@ async def test_a_hop_that_vanishes_while_the_others_sign_is_replaced(
     async with tiny_network(tiny_models.llama, [LayerRange(0, 2)]) as net:
         await net.add(LayerRange(2, 4), worker=Unsigning)
         spare = await net.add(LayerRange(2, 4))
-        net.swarm._extra[spare.identity.node_id] = 9
+        net.burden(spare)
         answered = await net.answer(request_for(net.model))
         assert answered.attempts == 2
         assert answered.tokens == undisturbed["seeded"]
@@ -287,7 +287,7 @@ async def test_a_hop_that_does_not_sign_in_time_is_replaced(
     async with tiny_network(tiny_models.llama, [LayerRange(0, 2)]) as net:
         await net.add(LayerRange(2, 4), worker=Mute)
         spare = await net.add(LayerRange(2, 4))
-        net.swarm._extra[spare.identity.node_id] = 9
+        net.burden(spare)
         answered = await net.answer(request_for(net.model))
         assert answered.claims[1].node == spare.identity.node_id
 
@@ -310,10 +310,10 @@ async def test_a_hop_that_signs_something_else_is_replaced(tiny_models: TinyMode
     async with tiny_network(tiny_models.llama, [LayerRange(0, 2)]) as net:
         forger = await net.add(LayerRange(2, 4), worker=Forger)
         spare = await net.add(LayerRange(2, 4))
-        net.swarm._extra[spare.identity.node_id] = 9
+        net.burden(spare)
         answered = await net.answer(request_for(net.model))
         assert answered.claims[1].node == spare.identity.node_id
-        assert forger.identity.node_id not in [r.node for r in net.directory.records()]
+        assert forger.identity.node_id not in [r.node for r in net.members.records()]
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
@@ -324,7 +324,7 @@ async def test_a_loss_that_nobody_can_replace_interrupts_the_answer_and_ends_it_
         with pytest.raises(AnswerInterrupted, match="lost after 4 tokens and none replaces it"):
             await net.answer(request_for(net.model), on_token=killer(net, [victim], 4))
         await net.idle()
-        assert not net.swarm._extra
+        assert net.unburdened()
         assert not net.swarm._answers
 
 
@@ -333,7 +333,7 @@ async def test_a_replacement_that_computes_other_tokens_does_not_go_unnoticed(
 ) -> None:
     async with tiny_network(tiny_models.llama, [LayerRange(0, 4)]) as net:
         liar = await net.add(LayerRange(0, 4), make=cheat(WrongToken))
-        net.swarm._extra[liar.identity.node_id] = 9
+        net.burden(liar)
         with pytest.raises(AnswerInterrupted, match="another last token"):
             await net.answer(request_for(net.model), before_finish=net.nodes[0].kill)
         await net.idle()
@@ -356,12 +356,12 @@ async def test_a_hop_with_a_defect_of_its_own_is_replaced(
 ) -> None:
     async with tiny_network(tiny_models.llama, 2) as net:
         (same,) = [node for node in net.nodes if node.layers == block]
-        net.swarm._extra[same.identity.node_id] = 9
+        net.burden(same)
         broken = await net.add(block, worker=Breaking)
         answered = await net.answer(request_for(net.model))
         assert answered.tokens == undisturbed["seeded"]
         assert answered.attempts == 2
-        assert broken.identity.node_id not in [r.node for r in net.directory.records()]
+        assert broken.identity.node_id not in [r.node for r in net.members.records()]
 
 
 class Slanderer(Worker):
@@ -381,11 +381,11 @@ async def test_a_hop_cannot_blame_a_node_outside_its_chain(tiny_models: TinyMode
     async with tiny_network(tiny_models.llama, [LayerRange(0, 4)]) as net:
         (honest,) = net.nodes
         Slanderer.victim = honest.identity.node_id
-        net.swarm._extra[honest.identity.node_id] = 9
+        net.burden(honest)
         slanderer = await net.add(LayerRange(0, 4), worker=Slanderer)
         answered = await net.answer(request_for(net.model))
         assert answered.claims[0].node == honest.identity.node_id
-        assert [r.node for r in net.directory.records()] == [honest.identity.node_id]
+        assert [r.node for r in net.members.records()] == [honest.identity.node_id]
         assert slanderer.worker.sessions == 0
 
 
@@ -401,7 +401,7 @@ async def test_a_token_that_skips_a_position_loses_the_hop_its_place(
     tiny_models: TinyModels, undisturbed: dict[str, tuple[int, ...]]
 ) -> None:
     async with tiny_network(tiny_models.llama, 1) as net:
-        net.swarm._extra[net.nodes[0].identity.node_id] = 9
+        net.burden(net.nodes[0])
         await net.add(LayerRange(0, 4), worker=Eager)
         answered = await net.answer(request_for(net.model))
         assert answered.tokens == undisturbed["seeded"]
@@ -424,7 +424,7 @@ async def test_a_hop_that_answers_no_ping_is_replaced(
     monkeypatch.setattr("unisono.wire.link.PING_SECONDS", 0.05)
     monkeypatch.setattr("unisono.wire.link.SILENT_SECONDS", 0.4)
     async with tiny_network(tiny_models.llama, 1) as net:
-        net.swarm._extra[net.nodes[0].identity.node_id] = 9
+        net.burden(net.nodes[0])
         await net.add(LayerRange(0, 4), worker=Frozen)
         answered = await net.answer(request_for(net.model))
         assert answered.tokens == undisturbed["seeded"]
@@ -456,7 +456,7 @@ async def test_an_opening_that_is_given_up_leaves_no_session(
         await asyncio.sleep(0)
         await asyncio.wait({opening})
         await net.idle()
-        assert not net.swarm._extra
+        assert net.unburdened()
 
 
 async def test_answers_spread_over_nodes_that_hold_the_same(tiny_models: TinyModels) -> None:
@@ -480,10 +480,56 @@ async def test_a_busy_node_does_not_keep_the_others_of_its_chains_from_sharing_t
 
 async def test_the_state_of_every_node_can_be_seen(tiny_models: TinyModels) -> None:
     async with tiny_network(tiny_models.llama, 2) as net:
-        net.directory.suspect(net.nodes[1].identity.node_id)
+        net.members.suspect(net.nodes[1].identity.node_id)
         status = {s.node: s for s in net.swarm.nodes()}
         first, second = (status[n.identity.node_id] for n in net.nodes)
         assert (first.alive, second.alive) == (True, False)
         assert (first.layers, second.layers) == (LayerRange(0, 2), LayerRange(2, 4))
         assert first.address == str(net.nodes[0].address)
         assert first.free_positions == net.nodes[0].worker.free_positions
+
+
+async def test_a_node_that_leaves_hands_its_answers_over_and_no_token_changes(
+    tiny_models: TinyModels, undisturbed: dict[str, tuple[int, ...]]
+) -> None:
+    async with tiny_network(tiny_models.llama, 3, spares=1) as net:
+        leavers: list[asyncio.Task[None]] = []
+
+        def on_token(count: int) -> None:
+            if count == 2:
+                (chain,) = [a.chain for a in net.swarm._answers]
+                assert chain is not None
+                (node,) = [n for n in net.nodes if n.identity.node_id == chain.hops[1].node]
+                leavers.append(asyncio.create_task(node.worker.drain(20)))
+
+        request = request_for(net.model, max_tokens=200)
+        whole = (await net.answer(request)).tokens
+        answered = await net.answer(request, on_token=on_token)
+        assert answered.tokens == whole
+        await net.idle()
+        (leaver,) = leavers
+        await asyncio.wait_for(leaver, 5)
+
+
+class Late(Worker):
+    """Gives its first token only after long."""
+
+    def _open(self, link: Link, opened: Open, body: bytes) -> None:
+        link.post(Opened(opened.session))
+
+
+async def test_a_late_first_token_is_asked_of_other_nodes_too(
+    tiny_models: TinyModels,
+    undisturbed: dict[str, tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("unisono.routing.answer.HEDGE_SECONDS", 0.2)
+    async with tiny_network(tiny_models.llama, 1) as net:
+        assert (await net.answer(request_for(net.model))).tokens == undisturbed["seeded"]
+        net.burden(net.nodes[0])
+        await net.add(LayerRange(0, 4), worker=Late)
+        answered = await net.answer(request_for(net.model))
+        assert answered.tokens == undisturbed["seeded"]
+        assert answered.claims[0].node == net.nodes[0].identity.node_id
+        await asyncio.sleep(0.01)
+        assert net.swarm.hedged == 0

@@ -1,4 +1,4 @@
-"""A whole network in one process: nodes with engines of their own, a directory, a swarm."""
+"""A whole network in one process: nodes with engines of their own, members, a swarm."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from unisono.models.loading import load_block
 from unisono.models.store import StoredModel
 from unisono.models.torch_decoder import TorchDecoder
 from unisono.models.weights import BlockWeights
-from unisono.routing.directory import Directory
+from unisono.routing.membership import Membership
 from unisono.routing.placement import even_blocks
 from unisono.routing.swarm import Swarm
 from unisono.types import (
@@ -179,7 +179,7 @@ class TinyNode:
 
     def announce(self) -> None:
         """Renew the lease."""
-        self._network.directory.accept(self.worker.record(), self.identity.node_id)
+        self._network.members.accept(self.worker.record(), self.identity.node_id)
 
     def kill(self) -> None:
         """Vanish without a word."""
@@ -201,11 +201,11 @@ class TinyNetwork:
         self.hub = MemoryNetwork(self.clock)
         self.gateway = Identity.generate()
         self.transport = self.hub.transport(self.gateway)
-        self.directory = Directory(self.clock, {model.id: (LayerRange(0, model.layer_count),)})
+        self.members = Membership(self.clock, self.gateway.node_id)
         self.swarm = Swarm(
             self.transport,
             self.gateway.node_id,
-            self.directory,
+            self.members,
             {model.id: model.layer_count},
             self.clock,
         )
@@ -217,6 +217,16 @@ class TinyNetwork:
         self.nodes.append(node)
         await node.start()
         return node
+
+    def burden(self, node: TinyNode, sessions: int = 9) -> None:
+        """Let the gateway think that it has so many sessions on a node."""
+        for _ in range(sessions):
+            self.swarm.experience.load.open([node.worker.record()], 1)
+
+    def unburdened(self) -> bool:
+        """Whether the gateway has no session on any node."""
+        load = self.swarm.experience.load
+        return all(load.own(node.identity.node_id) == 0 for node in self.nodes)
 
     @property
     def sessions(self) -> int:

@@ -81,8 +81,8 @@ class Network:
         """The node that serves one hop of the running answer."""
         assert self.front.swarm is not None
         (answer,) = self.front.swarm._answers
-        assert answer._chain is not None
-        return answer._chain.hops[index].node
+        assert answer.chain is not None
+        return answer.chain.hops[index].node
 
     def kill(self, index: int) -> None:
         """SIGKILL the node that serves a hop of the running answer."""

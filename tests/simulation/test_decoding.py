@@ -25,7 +25,7 @@ def run(sessions: int, ticks: int, *, target: int = 100_000, prefilling: bool = 
 def advance(decoding: Decoding, ticks: int, *, prefilling: bool = False) -> float:
     step, row = np.array([STEP, STEP, 0.0]), np.array([ROW, ROW, 0.0])
     reading = np.array([prefilling, False, False])
-    return sum(decoding.tick(step, row, reading, TICK)[0] for _ in range(ticks))
+    return sum(decoding.tick(step, row, reading, TICK, TICK * (i + 1))[0] for i in range(ticks))
 
 
 def test_a_piece_of_a_prompt_is_what_the_engine_takes() -> None:
@@ -61,13 +61,21 @@ def test_a_session_ends_within_the_tick_in_which_it_says_its_last_token() -> Non
     row = decoding.start([0, 1], LINKS, 1, 4)
     step, per_row = np.array([STEP, STEP, 0.0]), np.array([ROW, ROW, 0.0])
     reading = np.zeros(3, dtype=bool)
-    assert decoding.tick(step, per_row, reading, TICK)[1] == []
-    said, ended = decoding.tick(step, per_row, reading, TICK)
+    assert decoding.tick(step, per_row, reading, TICK, TICK)[1] == []
+    said, ended = decoding.tick(step, per_row, reading, TICK, 2 * TICK)
     assert [r for r, _ in ended] == [row]
     assert 0 < ended[0][1] < TICK
     assert said < TICK / decoding.loop_us(row)
     assert decoding.stop(row) == 4
     assert decoding.count == 0
+
+
+def test_who_began_within_a_tick_has_the_rest_of_it() -> None:
+    decoding = Decoding(2, 4)
+    early = decoding.start([0], 0, 0, 1000, now=0)
+    late = decoding.start([1], 0, 0, 1000, now=TICK - 50_000)
+    advance(decoding, 1)
+    assert (decoding.stop(early), decoding.stop(late)) == (TICK // 20_000, 2)
 
 
 def test_tokens_are_counted_once_in_the_histogram() -> None:

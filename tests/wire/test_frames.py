@@ -49,6 +49,7 @@ from unisono.wire.messages import (
     Tokens,
 )
 from unisono.wire.records import Info, NodeRecord, Probe
+from unisono.wire.relay_messages import Call, DialBack, Direct, Knock, Reserved
 
 
 def hexes(size: int) -> st.SearchStrategy[str]:
@@ -226,6 +227,11 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Beat),
     st.builds(Probe),
     st.builds(Info, records()),
+    st.builds(Direct),
+    st.builds(Reserved, st.none() | st.just("1.2.3.4:5"), st.integers(1000, 3_600_000)),
+    st.builds(Call, nodes),
+    st.builds(Knock, hexes(16), nodes),
+    st.builds(DialBack, nodes, st.lists(st.just("1.2.3.4:5"), max_size=8).map(tuple)),
 )
 
 SESSION = SessionId("ab" * 16)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -187,9 +188,16 @@ async def ends(count: int = 2, clock: Clock | None = None) -> AsyncIterator[list
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0)
+    """Wait until it holds.
+
+    Raises:
+        AssertionError: it does not, after five seconds.
+    """
+    for _ in range(5000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("it does not come about")
 
 
 # --- order and content --------------------------------------------------------------------------
@@ -281,7 +289,7 @@ def test_bundles_are_as_large_as_they_may_be_and_no_larger(sizes: list[int], mos
     assert sum(size for _, size in bundles) == sum(map(len, frames))
     groups = [[len(encode_frame(m, b)) for m, b in parts(bundle)] for bundle, _ in bundles]
     assert all(len(g) <= most and (sum(g) <= 1000 or len(g) == 1) for g in groups)
-    for group, following in zip(groups, groups[1:], strict=False):
+    for group, following in pairwise(groups):
         assert len(group) == most or sum(group) + following[0] > 1000
 
 

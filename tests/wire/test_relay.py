@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from unisono.clock import VirtualClock
-from unisono.errors import PeerGone, WireError
+from unisono.errors import PeerCheating, PeerGone, WireError
 from unisono.types import NodeId, PeerAddress
 from unisono.wire.frames import decode_frame, encode_frame
 from unisono.wire.identity import Identity
@@ -256,6 +256,36 @@ async def test_new_streams_are_direct_once_the_wall_is_gone(
     # The stream that goes through the relay stays there.
     await through.send(frame(3))
     assert await through.receive() == frame(3)
+
+
+async def test_a_stranger_at_an_address_of_a_home_is_no_proof_of_cheating(net: Net) -> None:
+    _, relay_at = await net.add(serve_relay=True)
+    _, stranger_at = await net.add()
+    caller, _ = await net.add()
+    target = Identity.generate().node_id
+    way = f"relay/memory://{relay_at.node}@{relay_at.addresses[0]}"
+    address = PeerAddress(target, "memory", (*stranger_at.addresses, way))
+    with pytest.raises(PeerGone, match="held by the node"):
+        await caller.dial(address)
+    # Without a relay, the address is all that the record says, and it is wrong.
+    with pytest.raises(PeerCheating):
+        await caller.dial(PeerAddress(target, "memory", stranger_at.addresses))
+
+
+async def test_relays_can_be_given_later_and_must_be_dialled_themselves(net: Net) -> None:
+    _, relay_at = await net.add(serve_relay=True)
+    home, home_at = await net.add(walled=True)
+    assert len(home_at.addresses) == 1
+    nested = PeerAddress(relay_at.node, "memory", (f"relay/memory://{'ab' * 32}@1.2.3.4:5",))
+    await home.use_relays([nested])
+    assert len((await home.bind()).addresses) == 1
+    await home.use_relays([nested, relay_at])
+    address = await home.bind()
+    assert len(address.addresses) == 2
+    caller, _ = await net.add()
+    stream = await caller.dial(address)
+    await stream.send(frame(5))
+    assert await stream.receive() == frame(5)
 
 
 async def test_a_node_that_can_be_dialled_is_not_called_through_its_relay(net: Net) -> None:

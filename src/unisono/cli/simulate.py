@@ -39,8 +39,11 @@ def simulate(
         int, typer.Option("--view", help="Nodes that know each other, at most.")
     ] = VIEW,
     gateway_view: Annotated[
-        int, typer.Option("--gateway-view", help="Nodes that a gateway chooses from, at most.")
-    ] = VIEW,
+        int | None,
+        typer.Option(
+            "--gateway-view", help="Nodes that a gateway chooses from, at most; else as --view."
+        ),
+    ] = None,
     regions: Annotated[
         Regions, typer.Option("--regions", help="What makes nodes know each other.")
     ] = Regions.HASH,
@@ -84,7 +87,7 @@ def simulate(
         requests_per_second=requests_per_second,
         start_hour=start_hour,
         view=view,
-        gateway_view=max(view, gateway_view),
+        gateway_view=view if gateway_view is None else gateway_view,
         regions=regions,
     ).checked()
     to_stdout = json_file == Path("-")

@@ -94,14 +94,14 @@ class Node:
         model = await asyncio.to_thread(store.ensure, self._settings.model)
         if self.layers is None and not self._bootstrap:
             self.layers = LayerRange(0, model.layer_count)
+        joined = False
         if self.layers is None:
             say("joining the network")
             await self._join_early()
             # It stays a member while it loads, which may take longer than a lease.
             self._tasks.append(asyncio.create_task(self.gossip.run()))
             self.layers = self._choose(model)
-        else:
-            self._tasks.append(asyncio.create_task(self._take_part()))
+            joined = True
         say(f"loading layers {self.layers} of {model.name}")
         self._engine = Engine(await asyncio.to_thread(self._load, model, self.layers, device))
         self.worker = Worker(
@@ -113,7 +113,10 @@ class Node:
             clock=self._clock,
         )
         self._door.service = self.worker.handle
-        self.gossip.changed()
+        if joined:
+            self.gossip.changed()
+        else:
+            self._tasks.append(asyncio.create_task(self._take_part()))
         return address
 
     async def run(self) -> None:

@@ -21,6 +21,7 @@ from unisono.execution.outlet import RowsOutlet
 from unisono.execution.pace import MAX_AHEAD, Pace
 from unisono.execution.session import ArrivedRows, HopSession, page_keys
 from unisono.models.cache import PAGE
+from unisono.models.decoder import Rows
 from unisono.types import SampledToken
 from unisono.wire.claims import row_hash, token_hash
 from unisono.wire.messages import Rewire, Rewired, Tokens
@@ -50,11 +51,7 @@ class Flow:
         self._kept = 0
 
     async def run(self) -> None:
-        """Serve the session until it is cancelled, or the answer of a lone hop is complete.
-
-        Raises:
-            PeerCheating: the hop before broke the protocol.
-        """
+        """Serve the session until it is cancelled, or the answer of a lone hop is complete."""
         if self._session.is_first:
             await self._feed()
         else:
@@ -68,13 +65,23 @@ class Flow:
             if isinstance(arrival, Rewire):
                 self._rewired()
             elif isinstance(arrival, ArrivedRows):
-                rows = session.usable(arrival)
-                if rows is not None:
-                    await self._compute_rows(rows)
+                try:
+                    rows = session.usable(arrival)
+                    values = None if rows is None else _decoded(rows)
+                except PeerCheating as error:
+                    self._give_up_previous(error)
+                    continue
+                if rows is not None and values is not None:
+                    await self._compute_rows(rows, values)
 
-    async def _compute_rows(self, arrived: ArrivedRows) -> None:
+    def _give_up_previous(self, error: PeerCheating) -> None:
+        """The hop before broke the protocol: nothing more is taken from it, and this hop waits for
+        the gateway to put another in its place."""
+        self._session.report(error)
+        self._session.previous = None
+
+    async def _compute_rows(self, arrived: ArrivedRows, rows: Rows) -> None:
         session = self._session
-        rows = decode_rows(arrived.widths, arrived.body, arrived.hidden)
         incoming: list[bytes] = []
         offset = 0
         for width in arrived.widths:
@@ -106,12 +113,12 @@ class Flow:
         position = await self._adopt()
         while True:
             while (arrival := session.inbox.take()) is not None:
-                position = self._absorb(arrival, position)
+                position = self._take_in(arrival, position)
             chunk = await self._chunk(position)
             if session.ended and alone and not chunk:
                 return
             if not chunk:
-                position = self._absorb(await session.inbox.get(), position)
+                position = self._take_in(await session.inbox.get(), position)
                 continue
             draws = session.draws(position, chunk)
             result = await self._engine.step(session.cache, position, chunk, draws)
@@ -162,6 +169,13 @@ class Flow:
                 return
             self._guesses.append(guess)
 
+    def _take_in(self, arrival: object, position: int) -> int:
+        try:
+            return self._absorb(arrival, position)
+        except PeerCheating as error:
+            self._give_up_previous(error)
+            return position
+
     def _absorb(self, arrival: object, position: int) -> int:
         """Take in what came; returns where to compute next.
 
@@ -180,7 +194,9 @@ class Flow:
                     if session.tokens[token.position] != token.token:
                         raise PeerCheating(f"another token for position {token.position}")
                     continue
-                if token.position > known or known > position or session.ended:
+                # a first hop that took another's place may hear of tokens before it has caught up
+                early = known > position and not session.opened.resume
+                if token.position > known or early or session.ended:
                     raise PeerCheating(
                         f"a token for position {token.position} came before its turn: "
                         f"position {known} is next"
@@ -241,3 +257,7 @@ class Flow:
             hashes = session.in_hashes[here], session.out_hashes[here]
             self._engine.keep(session.cache, keys[: page + 1], hashes)
         self._kept = done
+
+
+def _decoded(arrived: ArrivedRows) -> Rows:
+    return decode_rows(arrived.widths, arrived.body, arrived.hidden)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import numpy as np
 
-from unisono.errors import PeerCheating, PeerRefused
+from unisono.errors import PeerCheating, PeerRefused, UnisonoError
 from unisono.execution.outlet import RowsOutlet, TokensOutlet
 from unisono.models.cache import PAGE, REACH_BACK, SessionCache
 from unisono.models.decoder import Draw
@@ -118,6 +118,8 @@ class HopSession:
         )
         self.progressed: Callable[[], None] = lambda: None
         """Called when rows were computed."""
+        self.report: Callable[[UnisonoError], None] = lambda error: None
+        """Tells the gateway of a failure."""
         self.tasks: set[asyncio.Task[None]] = set()
 
     @property

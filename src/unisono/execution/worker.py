@@ -137,6 +137,16 @@ class Worker:
         else:
             raise PeerCheating(f"a stream cannot begin with {type(message).__name__}")
 
+    async def drain(self, seconds: float) -> None:
+        """Take no new sessions, tell gateways, and return when the last one has gone, after
+        `seconds` at most."""
+        self.leaving = True
+        for session in self._sessions.values():
+            session.control.post(Failed(session.id, "leaving", "this node is leaving", None))
+        deadline = self._clock.monotonic() + seconds
+        while self._sessions and self._clock.monotonic() < deadline:
+            await self._clock.sleep(0.05)
+
     async def close(self) -> None:
         """End all sessions and links; idempotent."""
         for session in tuple(self._sessions.values()):
@@ -242,6 +252,7 @@ class Worker:
         self._promised += needed
         cache = self._engine.decoder.new_cache(opened.positions)
         session = HopSession(opened, tokens, cache, link)
+        session.report = lambda error: self._report(session, error)
         self._sessions[opened.session] = session
         return session
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -43,10 +43,20 @@ CLAIM_SECONDS = 10.0
 
 
 class HopLost(WireError):
-    """The chain cannot go on; `node` is the hop to replace."""
+    """The chain cannot go on; `node` is the hop to replace, and `at_fault` unless it only could not
+    take its place since another was lost."""
 
-    def __init__(self, message: str, node: NodeId) -> None:
+    def __init__(self, message: str, node: NodeId, *, at_fault: bool = True) -> None:
         super().__init__(message)
+        self.node = node
+        self.at_fault = at_fault
+
+
+class HopLeaving(Exception):
+    """A hop is about to go; it serves on for a while."""
+
+    def __init__(self, node: NodeId) -> None:
+        super().__init__(f"node {node[:8]} is leaving")
         self.node = node
 
 
@@ -95,7 +105,9 @@ class Chain:
         self._given = 0
         """Tokens that the first hop was given."""
         self._links: list[Link | None] = [None] * len(self.hops)
-        self._events: asyncio.Queue[SampledToken | HopLost] = asyncio.Queue()
+        self._events: asyncio.Queue[SampledToken | HopLost | HopLeaving] = asyncio.Queue()
+        self.on_tokens: Callable[[int], None] = lambda count: None
+        """Told how many new tokens came together."""
         self._replies: dict[tuple[int, type], asyncio.Future[Message]] = {}
         self._claims: dict[int, asyncio.Future[HopClaim]] = {}
 
@@ -131,7 +143,9 @@ class Chain:
             await self._replace(new)
         except (HopRefused, HopLost) as error:
             for index in new:
-                self.lost.setdefault(index, HopLost(str(error), self.hops[index].node))
+                node = self.hops[index].node
+                lost = HopLost(str(error), node, at_fault=node == error.node)
+                self.lost.setdefault(index, lost)
             raise
 
     async def _replace(self, new: Mapping[int, NodeRecord]) -> None:
@@ -240,6 +254,9 @@ class Chain:
     def _expect(self, index: int, kind: type) -> asyncio.Future[Message]:
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._replies[index, kind] = future
+        if self.lost:  # since this began; `lose` knew nothing of this reply
+            future.set_exception(next(iter(self.lost.values())))
+            future.exception()  # retrieved here: another reply may be awaited first
         return future
 
     async def _await(self, index: int, reply: asyncio.Future[Message], problem: str) -> Message:
@@ -255,9 +272,10 @@ class Chain:
 
         Raises:
             HopLost: the chain cannot go on.
+            HopLeaving: it can, but not for long.
         """
         event = await self._events.get()
-        if isinstance(event, HopLost):
+        if isinstance(event, HopLost | HopLeaving):
             raise event
         return event
 
@@ -337,8 +355,11 @@ class Chain:
         if isinstance(message, Tokens):
             if index != len(self.hops) - 1:
                 raise PeerCheating("tokens of a hop that is not the last")
+            known = self._known
             for token in message.tokens:
                 self._take_token(token)
+            if self._known > known:
+                self.on_tokens(self._known - known)
         elif isinstance(message, Opened | Rewired):
             reply = self._replies.get((index, type(message)))
             if reply is None:
@@ -388,13 +409,17 @@ class Chain:
     def _failed(self, index: int, failed: Failed) -> None:
         """The hop to replace is the one that is named, if it is in the chain, else the speaker."""
         nodes = [hop.node for hop in self.hops]
+        if failed.code == "leaving":
+            self._events.put_nowait(HopLeaving(nodes[index]))
+            return
         named = failed.peer
         if named in self._former and named not in nodes:
             return  # it has been dealt with
         at_fault = nodes.index(named) if named is not None and named in nodes else index
-        self.beyond_repair |= failed.code == "journal_gone"
+        gone = failed.code == "journal_gone"
+        self.beyond_repair |= gone
         message = f"node {nodes[index][:8]} reports: {failed.message}"
-        self.lose(at_fault, HopLost(message, nodes[at_fault]))
+        self.lose(at_fault, HopLost(message, nodes[at_fault], at_fault=not gone))
 
     def lose(self, index: int, lost: HopLost) -> None:
         """A hop has to be replaced: whoever waits for it is told."""
@@ -409,7 +434,7 @@ class Chain:
 
     def _drain(self) -> None:
         """Tokens that came stay; what is known of losses is dealt with."""
-        kept: list[SampledToken] = []
+        kept: list[SampledToken | HopLeaving] = []
         while not self._events.empty():
             event = self._events.get_nowait()
             if not isinstance(event, HopLost):

@@ -19,9 +19,7 @@ from __future__ import annotations
 import bisect
 import logging
 import random
-from collections.abc import Callable, Iterable, Sequence
-
-import msgspec
+from collections.abc import Iterable, Sequence
 
 from unisono.clock import Clock
 from unisono.errors import PeerCheating, PeerRefused
@@ -34,6 +32,7 @@ from unisono.routing.entry import (
 )
 from unisono.routing.limits import PeerLimits
 from unisono.routing.membership import FEW, Membership
+from unisono.routing.own_record import Describe, OwnRecord
 from unisono.types import NodeId, PeerAddress
 from unisono.wire.frames import encode_frame
 from unisono.wire.gossip_messages import (
@@ -53,12 +52,10 @@ from unisono.wire.gossip_messages import (
 )
 from unisono.wire.identity import Identity
 from unisono.wire.messages import Message, Refused
-from unisono.wire.records import LEASE_SECONDS, NodeRecord
+from unisono.wire.records import LEASE_SECONDS
 
 log = logging.getLogger(__name__)
 
-RENEW_SECONDS = LEASE_SECONDS / 3
-"""A member signs a new record this often; at once when something important changed."""
 ROUND_SECONDS = 1.0
 """One exchange with a random partner."""
 BEAT_SECONDS = LEASE_SECONDS / 6
@@ -74,10 +71,6 @@ OUTSIDE_EVERY, LOST_EVERY, BOOTSTRAP_EVERY = 10, 10, 60
 """Rounds between contacts of another region, of a silent node, and of a first address."""
 MAX_ROUNDS_PER_SECOND = 16.0
 URGENT_PER_SECOND = 8.0
-
-Describe = Callable[[], NodeRecord]
-"""A member's record as far as it knows itself: number, lease, coordinate and signature are filled
-in here."""
 
 
 class Exchanges:
@@ -96,61 +89,21 @@ class Exchanges:
         """`bootstrap`: addresses to join with; none is special, and later ones are as good."""
         self.membership = membership
         self.limits = PeerLimits(clock)
-        self._identity = identity
-        self._clock = clock
-        self._describe = describe
         self.bootstrap = tuple(a for a in bootstrap if a.node != identity.node_id)
         self._rng = rng or random.Random()
         self.position = Position(self._rng)
-        self._own: Entry | None = None
-        self._packed = b""
-        self._signed = 0.0
-        self._sequence = 0
-        self._leaving = False
+        self._own = OwnRecord(identity, membership, clock, describe, self.position)
         self._round = self._rng.randrange(BOOTSTRAP_EVERY)
         self._urgent: dict[NodeId, Entry] = {}
         self._allowance = _Allowance(clock)
 
-    # the own record
-
     def own(self) -> Entry:
         """The member's own record, renewed when it is time."""
-        own = self._own
-        if own is None or self.membership.overtaken >= self._sequence:
-            return self.renew()
-        age = self._clock.monotonic() - self._signed
-        # A machine that slept has an old record although little time seems to have passed.
-        left = own.record.expires / 1000 - self._clock.now()
-        if age >= RENEW_SECONDS or left < LEASE_SECONDS - 2 * RENEW_SECONDS:
-            return self.renew()
-        return own
+        return self._own.current()
 
     def renew(self, *, leaving: bool = False) -> Entry:
-        """Sign a new record now."""
-        self._leaving = self._leaving or leaving
-        now_ms = int(self._clock.now() * 1000)
-        overtaken = self.membership.overtaken
-        if overtaken and overtaken >= self._sequence > 0:
-            log.warning(
-                "somebody shows record %d of this node, which signed %d: does another node run "
-                "with the same key?",
-                overtaken,
-                self._sequence,
-            )
-        self._sequence = max(self._sequence + 1, overtaken + 1, now_ms)
-        record = msgspec.structs.replace(
-            self._describe(),
-            node=self._identity.node_id,
-            sequence=self._sequence,
-            expires=now_ms + int(LEASE_SECONDS * 1000),
-            coordinate=self.position.coordinate,
-            uncertainty=self.position.uncertainty,
-            leaving=self._leaving,
-        ).signed_by(self._identity)
-        self._own = self.membership.keep_own(record)
-        self._packed = pack([self._own.encoded])
-        self._signed = self._clock.monotonic()
-        return self._own
+        """Sign a new own record now; see `OwnRecord.renew`."""
+        return self._own.renew(leaving=leaving)
 
     # whom to speak to
 
@@ -219,7 +172,7 @@ class Exchanges:
         message = Exchange(
             members.depth, members.count, region, len(digest) // DIGEST_BYTES, self._seek()
         )
-        return encode_frame(message, digest + self._packed)
+        return encode_frame(message, digest + self._own.packed)
 
     def answer(self, sender: NodeId, message: Exchange, body: memoryview) -> bytes:
         """The reply to an exchange that `sender` opened.
@@ -295,7 +248,7 @@ class Exchanges:
         own = self.own()
         others = [e for e in more if e.record.node != self.membership.own]
         if not others:
-            return encode_frame(Beat(), self._packed)
+            return encode_frame(Beat(), self._own.packed)
         return encode_frame(Beat(), pack(_fitting([own, *others], MAX_RECORDS)))
 
     def answer_beat(self, sender: NodeId, body: memoryview) -> bytes:
@@ -326,11 +279,11 @@ class Exchanges:
         if not self._urgent:
             return None
         live = members.sure()
-        if not live or not (self._leaving or self._allowance.take()):
+        if not live or not (self._own.leaving or self._allowance.take()):
             return None
         entries = list(self._urgent.values())[:MAX_RECORDS]
         self._urgent = dict(list(self._urgent.items())[MAX_RECORDS:])
-        count = FAREWELL if self._leaving else FAN_OUT
+        count = FAREWELL if self._own.leaving else FAN_OUT
         subject = entries[0].record.node if len(entries) == 1 else None
         others = [e.record.address for e in live if e.record.node != subject]
         if not others:

@@ -161,6 +161,13 @@ class Trial:
         else:
             self._saw(record, Deed.LOST if self._loops else Deed.FAILED)
 
+    def outrun(self) -> None:
+        """A chain that was opened later has given the first token. Of several hops nobody knows
+        which one was late: each gets a little blame."""
+        if self._opened is not None and not self._loops:
+            for record in self.path:
+                self._saw(record, Deed.LATE)
+
     def overcharged(self, node: NodeId) -> None:
         """A hop asks for more than its record says."""
         record = self._record(node)

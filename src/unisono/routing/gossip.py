@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 from unisono.clock import Clock
 from unisono.errors import PeerCheating, PeerGone, PeerRefused, UnisonoError, WireError
-from unisono.routing.exchange import BEAT_SECONDS, Describe, Exchanges
+from unisono.routing.exchange import BEAT_SECONDS, Exchanges
 from unisono.routing.membership import Membership
+from unisono.routing.own_record import Describe
 from unisono.types import NodeId, PeerAddress
 from unisono.wire.frames import decode_frame
 from unisono.wire.gossip_messages import Beat, Exchange, Newer, Wanted

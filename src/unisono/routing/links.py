@@ -18,10 +18,10 @@ Indices = NDArray[np.intp]
 
 MAX_LINKS = 16_384
 DEFAULT_ROUND_TRIP = 0.05
-"""Seconds, for a link of which nothing is known: between two houses, not between two cities."""
+"""Seconds, before anything was measured: between two houses, not between two cities."""
 DEFAULT_BANDWIDTH = 12_500_000.0
 """Bytes per second, for a node that has not measured its own: 100 Mbit/s."""
-_GAIN, _DEVIATION_GAIN = 1 / 8, 1 / 4
+_GAIN, _DEVIATION_GAIN, _USUAL_GAIN = 1 / 8, 1 / 4, 1 / 256
 _LATE_DEVIATIONS = 4
 _MICRO = 1e-6
 
@@ -54,6 +54,10 @@ class Links:
         self._here = here
         self._trips: Recent[NodeId, RoundTrip] = Recent(MAX_LINKS)
         self._bandwidth: Recent[NodeId, float] = Recent(MAX_LINKS)
+        self._pings = 0
+        self.usual = DEFAULT_ROUND_TRIP
+        """Round trip of a link of which nothing is known: a mean of all that were measured.
+        A newcomer without a coordinate is as far as anybody, or nobody would ever try it."""
 
     def pinged(self, node: NodeId, seconds: float) -> None:
         """A round trip to `node` took this long."""
@@ -62,6 +66,8 @@ class Links:
         known = self._trips.get(node)
         trip = RoundTrip(seconds, seconds / 2) if known is None else known.after(seconds)
         self._trips.put(node, trip)
+        self._pings += 1
+        self.usual += max(_USUAL_GAIN, 1 / self._pings) * (seconds - self.usual)
 
     def carried(self, node: NodeId, size: int, seconds: float) -> None:
         """`node` sent `size` bytes in this time; counts where it says otherwise."""
@@ -81,7 +87,7 @@ class Links:
             return trip.mean
         here = self._here()
         if not (_placed(here) and _placed(record.coordinate)):
-            return DEFAULT_ROUND_TRIP
+            return self.usual
         return estimated_rtt(here, record.coordinate) * _MICRO
 
     def late(self, record: NodeRecord) -> float:
@@ -128,6 +134,7 @@ class Links:
             near=np.where(measured, mean - deviation, -np.inf),
             far=np.where(measured, mean + deviation, np.inf),
             gateway=gateway,
+            usual=self.usual,
         )
 
 
@@ -150,6 +157,8 @@ class Survey:
     """The same plus their deviation; inf if not measured."""
     gateway: Seconds
     """Round trips to the gateway, measured or estimated."""
+    usual: float
+    """For links of which nothing is known."""
 
     def round_trips(self, a: Indices, b: Indices) -> Seconds:
         """Round trips between nodes `a` and `b`, arrays of indices that are broadcast."""
@@ -161,7 +170,7 @@ class Survey:
         if not self.placed.all():
             # the middle of what the triangle allows: (|a - b| + a + b) / 2
             middle = np.maximum(self.far[a], self.far[b])
-            middle = np.where(np.isfinite(middle), middle, DEFAULT_ROUND_TRIP)
+            middle = np.where(np.isfinite(middle), middle, self.usual)
             between = np.where(self.placed[a] & self.placed[b], between, middle)
         if np.isfinite(self.far).any():
             np.minimum(between, self.far[a] + self.far[b], out=between)

@@ -29,6 +29,7 @@ from unisono.routing.entry import (
     prefix,
     region_of,
 )
+from unisono.routing.suspicion import Suspicion
 from unisono.types import NodeId, canonical
 from unisono.wire.gossip_messages import (
     KEY_BYTES,
@@ -47,8 +48,6 @@ VIEW = 256
 """Records that a member keeps, unless it chooses another number."""
 SKEW_SECONDS = 5.0
 """By so much may the clocks of two honest nodes differ."""
-STRIKES = 2
-"""Attempts in a row that a node leaves unanswered before it is left out."""
 SETTLED_SECONDS = 30.0
 """After its region changed a member waits this long before it widens it."""
 FEW = 8
@@ -86,8 +85,7 @@ class Membership:
         self._entries: dict[NodeId, Entry] = {}
         self._by_key: dict[bytes, Entry] = {}
         self._remembered: dict[NodeId, tuple[int, int]] = {}
-        self._suspects: dict[NodeId, int] = {}
-        self._strikes: dict[NodeId, int] = {}
+        self._suspects = Suspicion()
         self._news: dict[NodeId, Entry] = {}
         self._live: list[Entry] | None = None
         self._soonest = 0
@@ -102,6 +100,15 @@ class Membership:
     def all_records(self) -> list[tuple[NodeRecord, bool]]:
         """Every record of another node whose lease runs, and whether the node answers."""
         return [(e.record, e.record.node not in self._suspects) for e in self.live()]
+
+    def known(self) -> list[tuple[NodeRecord, bool]]:
+        """Like `all_records`, with nodes that announced their leave, until their lease ends."""
+        self.expire()
+        return [
+            (e.record, node not in self._suspects)
+            for node, e in self._entries.items()
+            if node != self.own
+        ]
 
     def live(self) -> Sequence[Entry]:
         """The entries of other nodes that are here, those that do not answer included."""
@@ -294,11 +301,7 @@ class Membership:
             if node != self.own:
                 verb = "leaves" if record.leaving else "is here"
                 log.info("node %s %s with layers %s", node[:8], verb, record.layers)
-        if node in self._suspects:
-            # One newer record may have been under way when the node fell silent; two were not.
-            self._suspects[node] -= 1
-            if self._suspects[node] <= 0:
-                self.heard(node)
+        self._suspects.renewed(node)
         self._live = None
         self._entries[node] = entry
         self._by_key[entry.key[:KEY_BYTES]] = entry
@@ -322,24 +325,19 @@ class Membership:
 
     def heard(self, node: NodeId) -> None:
         """The node answered."""
-        self._suspects.pop(node, None)
-        self._strikes.pop(node, None)
+        self._suspects.heard(node)
 
     def missed(self, node: NodeId) -> None:
         """The node did not answer; the second time in a row it is left out."""
         if node not in self._entries:
             self.contacts.failed(node)
-            return
-        self._strikes[node] = self._strikes.get(node, 0) + 1
-        if self._strikes[node] >= STRIKES:
+        elif self._suspects.missed(node, self._clock.monotonic()):
             self.suspect(node)
 
     def suspect(self, node: NodeId) -> None:
         """The node is not to be relied on: leave it out until it speaks again."""
-        if node in self._entries:
-            if node not in self._suspects:
-                log.info("node %s does not answer", node[:8])
-            self._suspects[node] = 2
+        if node in self._entries and self._suspects.suspect(node):
+            log.info("node %s does not answer", node[:8])
 
     # what others lack
 

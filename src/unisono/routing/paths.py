@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 
 import numpy as np
 
@@ -21,6 +22,8 @@ MAX_CANDIDATES = 512
 milliseconds of the gateway's loop, and the five-hundredth best of a block is nobody's choice."""
 _LEAST_CANDIDATES = 8
 """Of one block, if there are that many."""
+_MAX_STANDBYS = 64
+"""Holders of one block that are compared: those that look best."""
 _TABLE_CELLS = 1 << 20
 """Cells of the largest table of one step: bounds memory where thousands hold one block."""
 _SMALL_TABLE = 512
@@ -130,7 +133,11 @@ def standbys(
     ]
     chosen: list[NodeRecord | None] = []
     for place, hop in enumerate(path):
-        able = sorted((r for r in candidates if r.layers == hop.layers), key=lambda r: r.node)
+        able = nsmallest(
+            _MAX_STANDBYS,
+            (r for r in candidates if r.layers == hop.layers),
+            key=lambda r: (costs.glance(r), r.node),
+        )
         priced = costs.survey([*path, *able], layer_count)
         hops = list(range(len(path)))
         totals = [

@@ -37,6 +37,8 @@ class Deed(Enum):
     """It ran to its end, with a claim."""
     REFUSED = "refused"
     """There was no room although the record said so: happens to the honest when several ask."""
+    LATE = "late"
+    """It was opened, and another chain that began later gave the first token."""
     FAILED = "failed"
     """It was opened and gave no token."""
     LOST = "lost"
@@ -52,6 +54,7 @@ class Deed(Enum):
 BLAME = {
     Deed.COMPLETED: 0.0,
     Deed.REFUSED: 0.5,
+    Deed.LATE: 0.5,
     Deed.FAILED: 2.0,
     Deed.LOST: 3.0,
     Deed.UNREACHABLE: 5.0,

@@ -1,34 +1,29 @@
-"""The network as the gateway uses it: chains of announced nodes, replaced when they fail."""
+"""The network as the gateway uses it: chooses chains of nodes, opens and mends them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
-
-import msgspec
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from unisono.clock import Clock
 from unisono.errors import (
-    AnswerInterrupted,
     CapacityMissing,
     CoverageMissing,
     NetworkError,
     PeerCheating,
-    WireError,
 )
+from unisono.routing.answer import MAX_ATTEMPTS, Attempt, RoutedAnswer
 from unisono.routing.chain import Chain, HopLost, HopRefused
-from unisono.routing.directory import Directory
+from unisono.routing.coordinates import ORIGIN, Coordinate
+from unisono.routing.costs import Costs
+from unisono.routing.experience import Experience
+from unisono.routing.health import status_of
 from unisono.routing.network import NodeStatus
-from unisono.routing.placement import best_chain
-from unisono.types import (
-    GenerationRequest,
-    ModelId,
-    NodeId,
-    SampledToken,
-    SessionId,
-    is_complete,
-)
-from unisono.wire.claims import HopClaim
+from unisono.routing.paths import Path, best_path, ranked_paths, standbys
+from unisono.routing.prefixes import prefix_keys
+from unisono.types import GenerationRequest, ModelId, NodeId, SessionId
 from unisono.wire.link import Link, Links
 from unisono.wire.messages import Claimed, Message
 from unisono.wire.records import NodeRecord
@@ -36,37 +31,76 @@ from unisono.wire.transports.base import Transport
 
 log = logging.getLogger(__name__)
 
-MAX_ATTEMPTS = 6
 BACK_OFF_SECONDS = 0.2
 """Before the second attempt; doubles with each."""
+WARM_SECONDS = 5.0
+"""How often the links to nodes that may serve next are looked after."""
+WARM_PATHS = 2
+"""Disjoint paths of every model whose nodes, with their standbys, are kept connected."""
+
+
+class Members(Protocol):
+    """Who is here (`routing.membership`)."""
+
+    def records(self) -> list[NodeRecord]:
+        """Records whose lease runs, of nodes that answered when last tried."""
+        ...
+
+    def known(self) -> list[tuple[NodeRecord, bool]]:
+        """Every record whose lease runs, leaving nodes included, and whether the node answers."""
+        ...
+
+    def suspect(self, node: NodeId) -> None:
+        """The node did not answer: leave it out until it announces itself again."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmSettings:
+    """How a gateway uses its network."""
+
+    draft: bool = True
+    """Whether first hops may guess tokens ahead."""
+    hedge: bool = True
+    """Whether a second chain is opened when the first token is late."""
+    price_seconds: float = 0.0
+    """Seconds that a client would wait to save one millionth of the unit of prices."""
 
 
 class Swarm:
-    """Implements `routing.network.Network` over a transport and a directory."""
+    """Implements `routing.network.Network` over a transport and what is known of its members."""
 
     def __init__(
         self,
         transport: Transport,
         identity: NodeId,
-        directory: Directory,
+        members: Members,
         layer_counts: dict[ModelId, int],
         clock: Clock,
         observe_hop: Callable[[NodeId, float], None] | None = None,
         *,
-        draft: bool = True,
+        settings: SwarmSettings | None = None,
+        here: Callable[[], Coordinate] = lambda: ORIGIN,
     ) -> None:
-        """`observe_hop` is told (node, seconds) of every ping's round trip; `draft`: whether first
-        hops may guess tokens ahead."""
+        """`observe_hop` is told (node, seconds) of every ping's round trip; `here` tells the
+        gateway's own network coordinate."""
         self.transport = transport
         self.identity = identity
-        self.directory = directory
+        self.members = members
         self.clock = clock
-        self.links = Links(transport, clock, self._receive, self._lost, observe_hop)
+        self.settings = settings or SwarmSettings()
+        self.experience = Experience(
+            clock, here=here, salt=int(identity[:8], 16), price_seconds=self.settings.price_seconds
+        )
+        self._observe_hop = observe_hop
+        self.links = Links(transport, clock, self._receive, self._lost, self._pinged)
         self._layer_counts = layer_counts
         self._chains: dict[SessionId, Chain] = {}
-        self.draft = draft
-        self._extra: dict[NodeId, int] = {}
         self._answers: set[RoutedAnswer] = set()
+        self.first_token = 0.0
+        """Seconds that first tokens took lately; 0 until one has come."""
+        self.hedged = 0
+        """Answers for which a second chain is open since the first token was late."""
 
     async def open(self, request: GenerationRequest, *, top_logprobs: int = -1) -> RoutedAnswer:
         """See `Network.open`."""
@@ -75,20 +109,36 @@ class Swarm:
         self._answers.add(answer)
         return answer
 
+    @property
+    def running(self) -> int:
+        """Answers that are not complete."""
+        return len(self._answers)
+
     def nodes(self) -> tuple[NodeStatus, ...]:
         """See `Network.nodes`."""
         return tuple(
-            NodeStatus(
-                node=r.node,
-                address=str(r.address),
-                model=r.model,
-                layers=r.layers,
-                free_positions=r.free_positions,
-                sessions=r.sessions,
-                alive=alive,
-            )
-            for r, alive in self.directory.all_records()
+            status_of(r, alive=alive, rtt_us=int(self.experience.links.round_trip(r) * 1e6))
+            for r, alive in self.members.known()
         )
+
+    async def keep_warm(self) -> None:
+        """Keep links with the nodes that will be asked next and with their standbys, until
+        cancelled: a chain that is opened or mended then waits for no handshake."""
+        while True:
+            for model, layer_count in self._layer_counts.items():
+                wanted = self._next_nodes(model, layer_count)
+                await self.links.warm([record.address for record in wanted])
+            await self.clock.sleep(WARM_SECONDS)
+
+    def _next_nodes(self, model: ModelId, layer_count: int) -> list[NodeRecord]:
+        records = self.members.records()
+        costs = self.experience.costs((), 1, keys=())
+        try:
+            paths = ranked_paths(records, model, layer_count, 1, costs, WARM_PATHS)
+        except NetworkError:
+            return []
+        others = [s for path in paths for s in standbys(path, records, 1, costs) if s is not None]
+        return [*(hop for path in paths for hop in path), *others]
 
     async def close(self) -> None:
         """See `Network.close`."""
@@ -114,66 +164,34 @@ class Swarm:
         for chain in tuple(self._chains.values()):
             chain.lost_link(link)
 
+    def _pinged(self, node: NodeId, seconds: float) -> None:
+        self.experience.links.pinged(node, seconds)
+        if self._observe_hop is not None:
+            self._observe_hop(node, seconds)
+
     def forget(self, answer: RoutedAnswer) -> None:
         """The answer has ended."""
         self._answers.discard(answer)
 
-    def release(self, chain: Chain) -> None:
-        """End a chain: its sessions no longer weigh on the choice of the next."""
-        chain.close()
-        self._chains.pop(chain.session, None)
-        for hop in chain.hops:
-            self._weigh(hop.node, -1)
+    def release(self, attempt: Attempt) -> None:
+        """End an attempt: its sessions no longer weigh on the choice of the next."""
+        attempt.chain.close()
+        self._chains.pop(attempt.chain.session, None)
+        attempt.trial.close()
 
-    def _weigh(self, node: NodeId, change: int) -> None:
-        left = self._extra.pop(node, 0) + change
-        if left > 0:
-            self._extra[node] = left
-
-    async def mend(self, chain: Chain, positions: int, avoid: frozenset[NodeId]) -> bool:
-        """Replace a chain's lost hops by others that hold the same layers; False if there are
-        none for some of them.
-
-        Raises:
-            HopRefused, HopLost: a replacement cannot be had, or one more hop is lost.
-        """
-        new: dict[int, NodeRecord] = {}
-        if len(chain.lost) == len(chain.hops) or chain.beyond_repair:
-            return False
-        for index in chain.lost:
-            old = chain.hops[index]
-            kept = [hop for i, hop in enumerate(chain.hops) if i not in chain.lost]
-            taken = {hop.node for hop in (*kept, *new.values())}
-            standby = [
-                self._weighed(r)
-                for r in self.directory.records()
-                if r.model == old.model
-                and r.layers == old.layers
-                and r.node not in avoid | taken
-                and r.free_positions >= positions
-            ]
-            if not standby:
-                return False
-            new[index] = min(standby, key=lambda r: (r.sessions, r.node))
-        for index, record in new.items():
-            self._weigh(chain.hops[index].node, -1)
-            self._weigh(record.node, 1)
-        await chain.replace(new)
-        return True
-
-    async def chain(
+    async def attempt(
         self,
         request: GenerationRequest,
-        generated: list[int],
+        generated: Sequence[int],
         top_logprobs: int,
         avoid: frozenset[NodeId],
-    ) -> Chain:
+    ) -> Attempt:
         """Choose a chain and open it; hops that fail are left out and the choice repeated.
 
         Hops that refuse are left out too, and asked again when no others are left.
 
         Raises:
-            CoverageMissing, CapacityMissing: no chain is left.
+            NetworkUnreachable, CoverageMissing, CapacityMissing: no chain is left.
         """
         positions = len(request.prompt) + request.max_tokens
         count = self._layer_counts.get(request.model)
@@ -181,191 +199,85 @@ class Swarm:
             raise CoverageMissing(f"model {request.model[:12]}… is not served here")
         full: NetworkError | None = None
         refusing: frozenset[NodeId] = frozenset()
+        tokens = (*request.prompt, *generated)
+        keys = prefix_keys(tokens)
+        left = request.max_tokens - len(generated)
 
-        def choose() -> tuple[NodeRecord, ...]:
-            records = [self._weighed(r) for r in self.directory.records()]
-            return best_chain(records, request.model, count, positions, avoid | refusing)
+        def choose() -> tuple[Path, Costs]:
+            failed = avoid | refusing
+            # after a failure nodes that proved themselves come first
+            costs = self.experience.costs(tokens, left, keys=keys, retry=bool(failed))
+            records = self.members.records()
+            path = best_path(records, request.model, count, positions, costs, failed)
+            return path, costs
 
-        for attempt in range(MAX_ATTEMPTS):
+        for number in range(MAX_ATTEMPTS):
             try:
                 try:
-                    hops = choose()
+                    path, costs = choose()
                 except NetworkError:
                     if not refusing:
                         raise
-                    await self.clock.sleep(BACK_OFF_SECONDS * 2 ** (attempt - 1))
+                    await self.clock.sleep(BACK_OFF_SECONDS * 2 ** (number - 1))
                     refusing = frozenset()
-                    hops = choose()
+                    path, costs = choose()
             except CoverageMissing as error:
                 raise full or error from None
             chain = Chain(
                 self.links,
                 self.identity,
-                hops,
+                path,
                 request,
                 generated,
                 top_logprobs,
-                draft=self.draft,
+                draft=self.settings.draft,
             )
+            trial = self.experience.trial(path, costs, positions, keys=keys)
+            attempt = Attempt(chain, trial)
             self._chains[chain.session] = chain
-            for hop in hops:
-                self._weigh(hop.node, 1)
+            chain.on_tokens = trial.arrived
             try:
                 await chain.open()
             except (HopRefused, HopLost) as error:
-                self.release(chain)
-                log.info("attempt %d: %s", attempt + 1, error)
+                log.info("attempt %d: %s", number + 1, error)
                 if isinstance(error, HopRefused):
+                    trial.refused(error.node, error.code)
                     refusing |= {error.node}
                     if error.code == "capacity":
                         full = CapacityMissing(str(error))
                 else:
-                    self.directory.suspect(error.node)
+                    trial.lost(error.node)
+                    self.members.suspect(error.node)
                     avoid |= {error.node}
+                self.release(attempt)
                 continue
             except BaseException:
-                self.release(chain)
+                self.release(attempt)
                 raise
-            return chain
+            trial.opened()
+            return attempt
         raise full or CoverageMissing(
             f"no chain of nodes opened a session in {MAX_ATTEMPTS} attempts"
         )
 
-    def _weighed(self, record: NodeRecord) -> NodeRecord:
-        """The record with this gateway's own sessions, which it may not know of yet."""
-        own = self._extra.get(record.node, 0)
-        return msgspec.structs.replace(record, sessions=max(record.sessions, own))
-
-
-class RoutedAnswer:
-    """Implements `routing.network.Answer`: one answer over as many chains as it takes."""
-
-    def __init__(self, swarm: Swarm, request: GenerationRequest, top_logprobs: int) -> None:
-        self._swarm = swarm
-        self._request = request
-        self._top_logprobs = top_logprobs
-        self._tokens: list[int] = []
-        self._chain: Chain | None = None
-        self._avoid: frozenset[NodeId] = frozenset()
-        self._attempts = 0
-
-    @property
-    def attempts(self) -> int:
-        """See `Answer.attempts`."""
-        return self._attempts
-
-    async def start(self) -> None:
-        """Open the first chain.
+    async def mend(self, attempt: Attempt, positions: int, avoid: frozenset[NodeId]) -> bool:
+        """Replace a chain's lost hops by others that hold the same layers; False if there are
+        none for some of them.
 
         Raises:
-            CoverageMissing, CapacityMissing: there is none.
+            HopRefused, HopLost: a replacement cannot be had, or one more hop is lost.
         """
-        self._chain = await self._swarm.chain(
-            self._request, self._tokens, self._top_logprobs, self._avoid
-        )
-        self._attempts += 1
-
-    def __aiter__(self) -> AsyncIterator[SampledToken]:
-        return self._stream()
-
-    async def _stream(self) -> AsyncIterator[SampledToken]:
-        while not is_complete(self._request, self._tokens):
-            assert self._chain is not None, "the answer was cancelled"
-            try:
-                token = await self._chain.next()
-            except HopLost as lost:
-                await self._replace(lost)
-                continue
-            self._tokens.append(token.token)
-            yield token
-
-    async def _replace(self, lost: HopLost) -> bool:
-        """Go on with others in the places of the hops that are lost; if there are none over another
-        chain, which prefills what is known. The tokens do not change.
-
-        Returns:
-            Whether the chain was mended, so that it has all the tokens it had.
-
-        Raises:
-            AnswerInterrupted: there is no other chain.
-        """
-        log.warning("after %d tokens: %s", len(self._tokens), lost)
-        positions = len(self._request.prompt) + self._request.max_tokens
-        chain = self._chain
-        assert chain is not None
-        try:
-            while True:
-                if self.attempts >= MAX_ATTEMPTS:
-                    raise AnswerInterrupted(
-                        f"the answer failed {self.attempts} times, last: {lost}"
-                    )
-                for each in (lost, *chain.lost.values()):
-                    self._swarm.directory.suspect(each.node)
-                    self._avoid |= {each.node}
-                try:
-                    if not await self._swarm.mend(chain, positions, self._avoid):
-                        break
-                except HopLost as error:
-                    self._attempts += 1
-                    lost = error
-                except HopRefused as error:
-                    self._attempts += 1
-                    self._avoid |= {error.node}
-                    log.info("mending failed: %s", error)
-                else:
-                    self._attempts += 1
-                    return True
-        except BaseException:
-            await self._release()
-            raise
-        await self._release()
-        try:
-            await self.start()
-        except NetworkError as error:
-            raise AnswerInterrupted(
-                f"a node was lost after {len(self._tokens)} tokens and none replaces it: {error}"
-            ) from error
-        return False
-
-    async def finish(self, tokens: int) -> tuple[HopClaim, ...]:
-        """See `Answer.finish`. A hop that is lost now is replaced once more, for its claim."""
-        try:
-            while True:
-                assert self._chain is not None, "the answer was cancelled"
-                try:
-                    return await self._chain.finish(tokens)
-                except HopLost as lost:
-                    known = self._tokens
-                    # a new chain computes the last token again, so that it can vouch for it
-                    self._tokens = known[: tokens - 1]
-                    if not await self._replace(lost):
-                        await self._repeat_last(known[tokens - 1])
-                    self._tokens = known
-        finally:
-            await self.cancel()
-
-    async def _repeat_last(self, expected: int) -> None:
-        """Wait for a new chain's first token, which was known before.
-
-        Raises:
-            AnswerInterrupted: it does not come, or is another.
-        """
-        assert self._chain is not None
-        try:
-            token = await self._chain.next()
-        except WireError as error:
-            raise AnswerInterrupted(f"no chain signs the answer: {error}") from error
-        if token.token != expected:
-            raise AnswerInterrupted(
-                "the replacement computed another last token: some hop is not honest"
-            )
-
-    async def cancel(self) -> None:
-        """See `Answer.cancel`."""
-        await self._release()
-        self._swarm.forget(self)
-
-    async def _release(self) -> None:
-        if self._chain is not None:
-            chain, self._chain = self._chain, None
-            self._swarm.release(chain)
+        chain, trial = attempt.chain, attempt.trial
+        if len(chain.lost) == len(chain.hops) or chain.beyond_repair:
+            return False
+        path = tuple(chain.hops)
+        lost = {path[i].node for i in chain.lost}
+        records = [r for r in self.members.records() if r.node not in avoid | lost]
+        found = standbys(path, records, positions, trial.costs, avoid)
+        new = {i: standby for i in chain.lost if (standby := found[i]) is not None}
+        if len(new) < len(chain.lost):
+            return False
+        # first, so that a new hop that fails at once is known to have been part of the attempt
+        trial.replaced(tuple(new.get(i, hop) for i, hop in enumerate(path)))
+        await chain.replace(new)
+        return True

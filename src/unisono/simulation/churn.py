@@ -132,7 +132,7 @@ class Churn:
         self._off(machine, said=True)
 
     def _off(self, machine: Machine, *, said: bool) -> None:
-        machine.online = machine.leaving = False
+        machine.online = False
         self._network.gone(machine)
         machine.hold(NO_LAYERS, self._fleet.model)
         self._fleet.changed(machine)
@@ -141,7 +141,7 @@ class Churn:
 
     def _come(self, machine: Machine) -> None:
         self._network.ledger.joins += 1
-        machine.online = True
+        machine.online, machine.leaving = True, False
         self._plan_leave(machine)
         self._placing.join(machine)
 

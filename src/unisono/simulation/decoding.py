@@ -30,6 +30,7 @@ class Decoding:
         self._loop_us = np.zeros(rows)
         self._links_us = np.zeros(rows)
         self._rate = np.zeros(rows)
+        self._begun_us = np.zeros(rows)
         self._tokens = np.zeros(rows)
         self._target = np.zeros(rows)
         self._running = np.zeros(rows, dtype=bool)
@@ -41,7 +42,9 @@ class Decoding:
         self.waits_us = np.zeros(nodes + 1)
         """How long a step takes at each node now, waiting included."""
 
-    def start(self, hops: Sequence[int], links_us: int, tokens: int, target: int) -> int:
+    def start(
+        self, hops: Sequence[int], links_us: int, tokens: int, target: int, now: int = 0
+    ) -> int:
         """A session begins to decode over nodes `hops`; its row in the table. It has said
         `tokens` of `target` tokens; `links_us` is the network's part of one loop."""
         if not self._vacant:
@@ -50,6 +53,7 @@ class Decoding:
         self._hops[row] = self.nodes
         self._hops[row, : len(hops)] = hops
         self._links_us[row] = links_us
+        self._begun_us[row] = now
         self._tokens[row] = tokens
         self._target[row] = target
         self._rate[row] = 0.0
@@ -79,8 +83,9 @@ class Decoding:
         row_us: NDArray[np.float64],
         prefilling: NDArray[np.bool_],
         length_us: int,
+        now: int,
     ) -> tuple[float, list[tuple[int, int]]]:
-        """Advance every session by `length_us`.
+        """Advance every session by `length_us`, up to `now`; those that began since, by less.
 
         The first three are per node, one more at the end for "no hop", with times of 0. Returns
         the tokens said, and (row, microseconds before the end of the tick) of the sessions that
@@ -107,13 +112,14 @@ class Decoding:
         self._rate[rows] = rate
         self._loop_us[rows] = 1 / rate
         before = self._tokens[rows]
-        after = np.minimum(before + rate * length_us, self._target[rows])
+        spent = np.minimum(length_us, now - self._begun_us[rows])
+        after = np.minimum(before + rate * spent, self._target[rows])
         self._tokens[rows] = after
         said = after - before
         bins = np.searchsorted(GAP_EDGES_MS, 1e-3 / rate)
         self.gaps += np.bincount(bins, said, len(self.gaps))
         ended = np.flatnonzero(after >= self._target[rows])
-        spare = length_us - said[ended] / rate[ended]
+        spare = spent[ended] - said[ended] / rate[ended]
         return float(said.sum()), [
             (int(rows[i]), int(max(0.0, left))) for i, left in zip(ended, spare, strict=True)
         ]
@@ -122,7 +128,15 @@ class Decoding:
         rows = len(self._running)
         more = np.full((rows, self._longest), self.nodes, dtype=np.int32)
         self._hops = np.concatenate([self._hops, more])
-        for name in ("_loop_us", "_links_us", "_rate", "_tokens", "_target", "_running"):
+        for name in (
+            "_loop_us",
+            "_links_us",
+            "_rate",
+            "_begun_us",
+            "_tokens",
+            "_target",
+            "_running",
+        ):
             column = getattr(self, name)
             setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
         self._vacant = list(range(2 * rows - 1, rows - 1, -1))

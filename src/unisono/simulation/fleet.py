@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from unisono.routing.exchange import RENEW_SECONDS
+from unisono.routing.own_record import RENEW_SECONDS
 from unisono.routing.placement.facts import ModelFacts
 from unisono.simulation.cell import Cell
 from unisono.simulation.control import FAREWELL_MS, GONE_MS, KNOWN_MS
@@ -66,7 +66,9 @@ class Fleet:
     def tick(self) -> tuple[float, list[tuple[int, int]]]:
         """Advance all decoding by `TICK`, up to now; see `Decoding.tick`."""
         self.prefilling = self._prefill_until > self.events.now
-        return self.decoding.tick(self.step_us, self._row_us, self.prefilling, TICK)
+        return self.decoding.tick(
+            self.step_us, self._row_us, self.prefilling, TICK, self.events.now
+        )
 
     def prompt_share(self, hop: Machine) -> float:
         """The part of a machine's time that prompts get: what decoding leaves, and at least one

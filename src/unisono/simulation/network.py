@@ -92,7 +92,7 @@ class Network:
         """Choose a chain and ask all its hops at once."""
         gateway = self.gateways[session.served_by]
         if session.attempts >= MAX_ATTEMPTS:
-            self._fail(session, Outcome.INTERRUPTED if session.tokens else Outcome.REFUSED)
+            self._turn_away(session, Outcome.REFUSED)
             return
         costs = self._costs(gateway, session)
         try:
@@ -159,7 +159,7 @@ class Network:
         self._open(session)
 
     def _none_left(self, session: Session, error: NetworkError) -> None:
-        """The gateway knows no chain: ask again those that refused, or another gateway."""
+        """The gateway knows no chain: ask again those that refused, after a while, or give up."""
         if session.refusing:
             session.refusing = frozenset()
             session.attempts += 1
@@ -167,21 +167,27 @@ class Network:
             wait = round(BACK_OFF_SECONDS * 2 ** max(0, session.attempts - 1) * SECOND)
             self._after(session, wait, self._open)
             return
+        full = isinstance(error, CapacityMissing)
+        self._turn_away(session, Outcome.NO_CAPACITY if full else Outcome.NO_COVERAGE)
+
+    def _turn_away(self, session: Session, why: Outcome) -> None:
+        """The gateway gives up: the client asks another one, if it has no part of an answer."""
+        if session.tokens:
+            self._fail(session, Outcome.INTERRUPTED)
+            return
         session.turned_away += 1
-        tries = min(GATEWAYS_TRIED, len(self.gateways))
-        if session.turned_away < tries and not session.tokens:
+        if session.turned_away < min(GATEWAYS_TRIED, len(self.gateways)):
             near = self._near[session.request.city]
             here = next(i for i, g in enumerate(near) if g.index == session.served_by)
             following = near[(here + 1) % len(near)]
             if self.fleet.reachable(session.request.city, following.machine.city):
                 session.served_by, session.gateway = following.index, following.machine
-                session.avoid, session.attempts = frozenset(), 0
+                session.avoid = session.refusing = frozenset()
+                session.attempts = 0
                 self.ledger.redirected += 1
                 self._after(session, 2 * self._client_us(session), self._open)
                 return
-        full = isinstance(error, CapacityMissing)
-        missing = Outcome.NO_CAPACITY if full else Outcome.NO_COVERAGE
-        self._fail(session, Outcome.INTERRUPTED if session.tokens else missing)
+        self._fail(session, why)
 
     def _begin(self, session: Session, joined: list[Machine], delay: int) -> None:
         """Hops have opened the session: rows flow after `delay`."""
@@ -199,9 +205,10 @@ class Network:
         """The prompt, and what was said before a hop was lost, goes through the chain, or from the
         journal of the hop before it to the one that is new."""
         assert session.trial is not None
-        session.trial.opened()
         reading, sender = session.hops, None
-        if session.mended >= 0:
+        if session.mended < 0:
+            session.trial.opened()
+        else:
             reading = [session.hops[session.mended]]
             sender = session.hops[session.mended - 1] if session.mended else None
         done = prefill_us(
@@ -225,6 +232,8 @@ class Network:
         assert session.trial is not None
         now = self.events.now
         session.trial.arrived()
+        if session.mended >= 0:  # only now: one hop read, so the time says nothing of the chain
+            session.trial.opened()
         session.watched = session.tokens
         session.tokens += 1
         self.ledger.tokens += 1
@@ -241,7 +250,7 @@ class Network:
         links = loop_links_us(session.hops, self.model.row_bytes)
         indices = [hop.index for hop in session.hops]
         session.row = self.fleet.decoding.start(
-            indices, links, session.tokens, session.request.answer
+            indices, links, session.tokens, session.request.answer, now
         )
         self._rows[session.row] = session
 
@@ -326,7 +335,8 @@ class Network:
         another chain."""
         assert session.trial is not None
         gateway = self.gateways[session.served_by]
-        session.trial.lost(lost.node)
+        if not lost.leaving:  # who says goodbye in time is not held to blame
+            session.trial.lost(lost.node)
         gateway.suspect(session.path[session.hops.index(lost)])
         session.avoid |= {lost.node}
         session.refusing = frozenset()

@@ -176,6 +176,8 @@ class Link:
         while True:
             await self._clock.sleep(PING_SECONDS)
             now = self._clock.monotonic()
+            if self.problem is not None:  # it read too slowly: whoever waits for it is told now
+                break
             if now - self._heard > SILENT_SECONDS:
                 self._lose(PeerGone(f"it was silent for {SILENT_SECONDS:.0f} s"))
                 break
@@ -245,9 +247,7 @@ class Links:
         except WireError:
             await stream.close()
             raise
-        link = Link(
-            stream, self._clock, self._receive, dialled=True, observe=self._observe
-        )
+        link = Link(stream, self._clock, self._receive, dialled=True, observe=self._observe)
         self._links[link.peer] = link
         task = asyncio.create_task(self._run_dialled(link))
         self._tasks.add(task)

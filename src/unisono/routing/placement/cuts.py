@@ -9,7 +9,7 @@ and n = x · time, then time = (a − b)·w / (1 − b·w·x). With loop times �
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -95,22 +95,23 @@ def flow_at(
     `busy` [M, k] is the busy time of each hop per token.
     """
     alone = step * work
-    low = np.zeros(len(loop))
-    high = 1 / busy.max(axis=1)
+    low: Floats = np.zeros(len(loop))
+    high: Floats = 1 / busy.max(axis=1)
     for _ in range(halvings):
-        middle = (low + high) / 2
-        dear = loop + (alone / (1 - busy * middle[:, None]) ** 2).sum(axis=1) > price
+        middle: Floats = (low + high) / 2
+        dear: Any = loop + (alone / (1 - busy * middle[:, None]) ** 2).sum(axis=1) > price
         low, high = np.where(dear, low, middle), np.where(dear, middle, high)
     return low
 
 
 def _most_flow(row: Floats, room: Ints, extra: Floats, total: int) -> Floats:
     """The flow [M] at which some node is busy all the time, however the model is cut."""
-    low, high = np.zeros(len(row)), (row * (room + extra)).max(axis=1)
+    low: Floats = np.zeros(len(row))
+    high: Floats = (row * (room + extra)).max(axis=1)
     for _ in range(_ROUGH):
-        middle = (low + high) / 2
-        share = np.clip(middle[:, None] / row - extra, 0, room)
-        enough = (share.sum(axis=1) >= total) & (share.min(axis=1) >= 1)
+        middle: Floats = (low + high) / 2
+        share: Floats = np.clip(middle[:, None] / row - extra, 0, room)
+        enough: Any = (share.sum(axis=1) >= total) & (share.min(axis=1) >= 1)
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
     return 1 / high
 
@@ -121,19 +122,19 @@ def _shares(
     """Layers per node [M, k], not whole numbers, that take the least time at `flow`."""
     root = np.sqrt(step)
     scale = 1 / (row * flow[:, None])
-    low, high = np.zeros(len(flow)), 1 / root.min(axis=1)
+    low: Floats = np.zeros(len(flow))
+    high: Floats = 1 / root.min(axis=1)
     for _ in range(_ROUGH):
-        middle = (low + high) / 2
-        share = np.clip((1 - root * middle[:, None]) * scale - extra, 1, room)
-        enough = share.sum(axis=1) >= total
+        middle: Floats = (low + high) / 2
+        share: Floats = np.clip((1 - root * middle[:, None]) * scale - extra, 1, room)
+        enough: Any = share.sum(axis=1) >= total
         low, high = np.where(enough, middle, low), np.where(enough, high, middle)
-    more = np.clip((1 - root * low[:, None]) * scale - extra, 1, room)
-    less = np.clip((1 - root * high[:, None]) * scale - extra, 1, room)
+    more: Floats = np.clip((1 - root * low[:, None]) * scale - extra, 1, room)
+    less: Floats = np.clip((1 - root * high[:, None]) * scale - extra, 1, room)
     # The two differ where the sum jumps: between them every mixture costs the same.
-    above, below = more.sum(axis=1) - total, total - less.sum(axis=1)
-    part = np.clip(
-        np.divide(above, above + below, where=above + below > 1e-9, out=np.zeros(len(flow))), 0, 1
-    )[:, None]
+    above: Floats = more.sum(axis=1) - total
+    both: Floats = above + total - less.sum(axis=1)
+    part: Floats = np.clip(above / np.where(both > 1e-9, both, np.inf), 0, 1)[:, None]
     return more + (less - more) * part
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -30,8 +30,9 @@ def arranged(fleet: Fleet, chains: Ints) -> Ints:
     last, first = chains, np.roll(chains, -1, axis=1)
     room = fleet.middle[chains].sum(axis=1, keepdims=True) - lost[last] - lost[first]
     fits = (room >= fleet.model.layers) & (fleet.end[last] >= 1) & (fleet.end[first] >= 1)
-    turn = np.where(fits, cost, 1e18 - room).argmin(axis=1)
-    at = (turn[:, None] + 1 + np.arange(size)) % size
+    ranked: Floats = np.where(fits, cost, 1e18 - room)
+    turn = cast("Ints", ranked.argmin(axis=1))
+    at = np.remainder(turn.reshape(-1, 1) + np.arange(1, size + 1), size)
     return np.take_along_axis(chains, at, axis=1)
 
 

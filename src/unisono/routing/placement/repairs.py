@@ -11,12 +11,13 @@ from unisono.routing.placement.facts import ModelFacts, NodeFacts
 from unisono.routing.placement.fleet import Fleet, Floats, Ints
 from unisono.routing.placement.packing import along, sizes_for
 from unisono.routing.placement.planner import cover
-from unisono.routing.placement.plans import Cut, Plan, make_plan
+from unisono.routing.placement.plans import Cut, Loads, Plan, make_plan
 from unisono.types import LayerRange, NodeId
 
 _WORTH_A_MOVE = 0.01
 """A block moves only if that lowers the expected time per token by this share."""
 _NEIGHBOURS = 24
+_DEARER = 1.05
 
 
 def repair(made: Plan, nodes: Sequence[NodeFacts], model: ModelFacts) -> Plan:
@@ -56,9 +57,16 @@ class _Repair:
             if all(n in index for n in chain.nodes):
                 self._take([index[n] for n in chain.nodes], [b.count for b in chain.blocks])
         for chain in broken:
-            if not self._mend(chain.nodes, [b.count for b in chain.blocks]):
-                left = [index[n] for n in chain.nodes if n in index]
-                self._regroup(max(left, key=lambda i: int(fleet.middle[i]), default=None))
+            filled, worth = self._filled(chain.nodes, [b.count for b in chain.blocks])
+            left = [index[n] for n in chain.nodes if n in index]
+            if left:
+                around = max(left, key=lambda i: int(fleet.middle[i]))
+                regrouped, more = self._best_chain(around)
+                filled = regrouped if more > worth else filled
+            if filled is not None:
+                self._take(*filled)
+            elif left:
+                self._reconsider(left)
         known = self._made.blocks()
         for node, i in index.items():
             if node not in known and i not in self._busy:
@@ -82,8 +90,10 @@ class _Repair:
     def _idle(self) -> list[int]:
         return [i for i in range(len(self._fleet)) if i not in self._busy]
 
-    def _mend(self, names: Sequence[NodeId], layers: list[int]) -> bool:
-        """Fill the places of a chain whose nodes are gone; False if that is not worth it."""
+    def _filled(self, names: Sequence[NodeId], layers: list[int]) -> tuple[Cut | None, float]:
+        """A chain with the places of lost nodes filled, and what it is worth beyond its moves;
+        nothing if it is worth nothing."""
+        worth = 0.0
         chain = [self._index.get(n, -1) for n in names]
         edges = [0, *np.cumsum(layers)]
         idle = self._idle()
@@ -111,18 +121,18 @@ class _Repair:
                 k = int(score.argmax())
                 best = float(score[k]), fitting[k]
             if best is None or best[0] <= 0:
-                return False
-            chain[place] = best[1]
-        self._take(chain, layers)
-        return True
+                return None, 0.0
+            worth, chain[place] = best
+        return (chain, layers), worth
 
-    def _regroup(self, around: int | None) -> None:
-        """Make a chain of nodes near `around` that are in none, if that is worth the moves."""
-        if around is None:
-            return
-        chain, worth = self._best_chain(around)
-        if chain is not None and worth > 0:
-            self._take(*chain)
+    def _reconsider(self, left: list[int]) -> None:
+        """A chain is gone: what is left may be worth more at the price that this makes."""
+        price = Loads(self._fleet, self._chains).price
+        if price > _DEARER * self._price:
+            self._price = price
+            chain, worth = self._best_chain(max(left, key=lambda i: int(self._fleet.middle[i])))
+            if chain is not None and worth > 0:
+                self._take(*chain)
 
     def _welcome(self, new: int) -> None:
         fleet, model = self._fleet, self._model

@@ -16,6 +16,9 @@ from unisono.types import NodeId, PeerAddress, is_hex
 
 RELAY = "relay/"
 
+_MACHINE, _NETWORK, _INTERNET = 1, 2, 3
+"""Who can dial an address: this machine only, a private network, everyone."""
+
 
 def split_address(
     text: str, error: type[ConfigurationError | PeerGone] = ConfigurationError
@@ -56,9 +59,25 @@ def reachable_host(host: str) -> str:
     return "127.0.0.1"
 
 
+def is_own_host(host: str) -> bool:
+    """Whether an IP address is one of this machine."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((host, 0))  # the kernel refuses the addresses of others
+    except OSError:
+        return False
+    return True
+
+
 def relay_address(relay: PeerAddress) -> str:
-    """The address of a node that the first address of `relay` leads to."""
-    return f"{RELAY}{relay.transport}://{relay.node}@{relay.addresses[0]}"
+    """The address of a node that `relay` leads to, by the most public of the relay's own.
+
+    A machine that its provider translates one to one is bound to a private address and knows
+    its public one from others.
+    """
+    best = max(relay.addresses, key=lambda each: _reach(each) or _INTERNET)
+    return f"{RELAY}{relay.transport}://{relay.node}@{best}"
 
 
 def split_relay_address(text: str) -> PeerAddress | None:
@@ -96,8 +115,7 @@ def may_dial(address: str, told_by: str) -> bool:
 
 
 def _reach(address: str) -> int:
-    """3 for an address on the Internet, 2 for one in a private network, 1 for one of this machine,
-    0 for none that can be dialled."""
+    """How far away an address can be dialled from; 0 for what is no IP address with a port."""
     try:
         host, port = split_address(address)
         found = ipaddress.ip_address(host)
@@ -105,4 +123,4 @@ def _reach(address: str) -> int:
         return 0
     if not port or found.is_multicast or found.is_unspecified:
         return 0
-    return 1 if found.is_loopback else 3 if found.is_global else 2
+    return _MACHINE if found.is_loopback else _INTERNET if found.is_global else _NETWORK

@@ -36,7 +36,7 @@ from unisono.wire.relay_messages import (
     Seen,
 )
 from unisono.wire.transports import HandlerTasks, cancel_tasks
-from unisono.wire.transports.addresses import relay_address, split_relay_address
+from unisono.wire.transports.addresses import RELAY, relay_address, split_relay_address
 from unisono.wire.transports.base import Meeting, Stream, StreamHandler, Transport
 from unisono.wire.transports.circuits import Circuits
 from unisono.wire.transports.race import Attempt, discard, race
@@ -91,7 +91,7 @@ class RelayedTransport:
         """What this node does for others; None if it is no relay."""
         self._identity = identity
         self._clock = clock or SystemClock()
-        self._relays = tuple(relays)
+        self._relays = _own_ways(relays)
         self._bound: PeerAddress | None = None
         self._witnesses = Witnesses(inner, self._clock)
         self._circuits = Circuits(inner, identity, self.relay)
@@ -122,10 +122,9 @@ class RelayedTransport:
 
     @property
     def behind_nat(self) -> bool | None:
-        """Whether peers see this node at another host than its own, so that it needs relays;
+        """Whether peers see this node at a host that is not this machine, so that it needs relays;
         None while no peer has said where it sees it, or the transport cannot tell."""
-        own = self._bound.addresses if self._bound is not None else ()
-        return self._witnesses.translated(own)
+        return self._witnesses.translated()
 
     async def bind(self) -> PeerAddress:
         if self._bound is None:
@@ -137,7 +136,7 @@ class RelayedTransport:
 
     async def use_relays(self, relays: Sequence[PeerAddress]) -> None:
         """Hold places at these relays from now on; places at others are kept until lost."""
-        self._relays = tuple(relays)
+        self._relays = _own_ways(relays)
         if self._bound is not None and not self._closed:
             await self._reserve()
 
@@ -145,7 +144,8 @@ class RelayedTransport:
         if self._closed:
             raise PeerGone("this transport is closed")
         found = [split_relay_address(text) for text in peer.addresses]
-        relays = [relay for relay in found if relay is not None][:MAX_DIALLED_RELAYS]
+        relays = [r for r in found if r is not None and r.transport == peer.transport]
+        relays = relays[:MAX_DIALLED_RELAYS]
         own = [text for text, relay in zip(peer.addresses, found, strict=True) if relay is None]
         if not relays or self._bound is None:
             return await self._dial_direct(PeerAddress(peer.node, peer.transport, tuple(own)))
@@ -162,9 +162,8 @@ class RelayedTransport:
             attempts.append(Attempt(lambda r=relay: self._circuits.call(r, peer.node), patience))
         try:
             won = await race(attempts, self._clock)
-        except PeerCheating as error:
-            raise PeerCheating(f"{peer} cannot be reached: {error}") from None
-        except PeerGone as error:
+        except (PeerGone, PeerCheating) as error:
+            # A private address of another home may be somebody else's here: no one to blame.
             raise PeerGone(f"{peer} cannot be reached: {error}") from None
         if won.index or not try_direct:
             others = tuple(relays)
@@ -326,6 +325,16 @@ class RelayedTransport:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a task of the relayed transport failed", exc_info=error)
+
+
+def _own_ways(relays: Sequence[PeerAddress]) -> tuple[PeerAddress, ...]:
+    """Relays with those of their addresses that lead to them without another relay."""
+    ways: list[PeerAddress] = []
+    for relay in relays:
+        own = tuple(text for text in relay.addresses if not text.startswith(RELAY))
+        if own:
+            ways.append(PeerAddress(relay.node, relay.transport, own))
+    return tuple(ways)
 
 
 async def _tried(reservation: Reservation) -> None:

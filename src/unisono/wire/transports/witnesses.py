@@ -10,7 +10,7 @@ from unisono.errors import PeerGone, WireError
 from unisono.types import PeerAddress
 from unisono.wire.frames import decode_frame, encode_frame
 from unisono.wire.relay_messages import Look, Seen
-from unisono.wire.transports.addresses import may_dial, split_address
+from unisono.wire.transports.addresses import is_own_host, may_dial, split_address
 from unisono.wire.transports.base import Meeting, Transport
 from unisono.wire.transports.observed import ObservedAddresses
 
@@ -38,14 +38,10 @@ class Witnesses:
         """The addresses (HOST:PORT) that enough of them agree on."""
         return self._observed.believed(self._clock.monotonic())
 
-    def translated(self, own: tuple[str, ...]) -> bool | None:
-        """Whether a router translates this node's addresses; None while nobody has said.
-
-        Args:
-            own: the addresses (HOST:PORT) that it is bound to.
-        """
+    def translated(self) -> bool | None:
+        """Whether a router translates this node's addresses; None while nobody has said."""
         seen = self._observed.hosts(self._clock.monotonic())
-        return None if not seen else not seen & {split_address(each)[0] for each in own}
+        return None if not seen else not any(is_own_host(host) for host in seen)
 
     def wants(self, remote: str | None) -> bool:
         """Whether to ask the peer at an address (HOST:PORT): not if it was asked lately."""
