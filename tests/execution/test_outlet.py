@@ -183,6 +183,18 @@ def test_a_link_that_was_replaced_while_it_had_no_room_gets_nothing_any_more() -
     assert [(m.position, len(m.widths)) for m, _ in new.posted] == [(2, 3)]
 
 
+def test_a_hop_that_catches_up_sends_nothing_before_the_position_that_is_wanted() -> None:
+    outlet, link = RowsOutlet(SESSION, 10), FakeLink()
+    outlet.rewire(link, 12)  # type: ignore[arg-type]
+    for start, stop in ((0, 8), (8, 11), (9, 12)):
+        filled(outlet, start, stop)
+    assert link.posted == []
+    filled(outlet, 12, 15)
+    assert [(m.position, len(m.widths)) for m, _ in link.posted] == [(12, 3)]
+    filled(outlet, 10, 14)  # its guesses of what the next hop knows were wrong
+    assert [(m.position, len(m.widths)) for m, _ in link.posted[1:]] == [(12, 2)]
+
+
 def test_a_full_journal_forgets_the_oldest_rows_that_were_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

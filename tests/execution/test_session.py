@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from unisono.errors import PeerCheating, PeerRefused
 from unisono.execution.session import ArrivedRows, HopSession, Inbox
 from unisono.models.cache import REACH_BACK
-from unisono.types import LayerRange, SampledToken, Sampling
+from unisono.types import LayerRange, SampledToken, Sampling, SessionId
 from unisono.wire.claims import row_hash, rows_root, tokens_root
 from unisono.wire.identity import Identity
-from unisono.wire.messages import Tokens
+from unisono.wire.messages import Rewired, Tokens
 
 NODE = Identity.from_seed(b"\x01" * 32)
 PROMPT = [5, 6, 7]
+SESSION = SessionId("5e" * 16)
 PENALISED = Sampling(frequency_penalty=9)
 
 
@@ -112,6 +113,15 @@ def test_an_answer_ends_with_a_stop_token_or_at_its_length() -> None:
     assert session(0, answer=(1, 2, 3, 4)).ended
     assert session(0, answer=(1, 99)).ended
     assert not session(0, answer=(99, 1)).ended
+
+
+def test_a_hop_says_how_far_back_it_may_be_given_rows_again() -> None:
+    made = session(1, computed=200, max_tokens=300)
+    made.record(150, [b""], [b""])
+    assert made.rewired() == Rewired(SESSION, 151, 200 - REACH_BACK)
+    assert positions(made.usable(rows(made.rewired().earliest, 1, [1]))) == [136]
+    assert session(1, computed=20).rewired() == Rewired(SESSION, 20, 0)
+    assert session(0, answer=(10,)).rewired() == Rewired(SESSION, 4, 0)
 
 
 def test_a_first_hop_wants_the_next_token_and_any_other_the_next_row() -> None:

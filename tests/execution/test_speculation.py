@@ -396,6 +396,24 @@ async def test_hops_that_are_killed_while_guesses_are_on_the_way_change_nothing(
         assert heard.attempts >= 2
 
 
+@pytest.mark.parametrize("victims", [[0], [1], [0, 1], [0, 2]], ids=str)
+@pytest.mark.parametrize("model", ["llama", "gemma"])
+async def test_a_gateway_that_hears_late_of_tokens_mends_a_chain_that_is_far_ahead(
+    tiny_models: TinyModels, model: str, victims: list[int]
+) -> None:
+    stored: StoredModel = getattr(tiny_models, model)
+    request = request_for(stored, max_tokens=180)
+    async with tiny_network(stored, 3, spares=1) as net:
+        expected = await undrafted(net, request)
+        truth = [t.token for t in expected.tokens]
+        for node in net.nodes[2::3]:  # whoever may be the last hop
+            net.hub.set_delay(net.gateway.node_id, node.identity.node_id, 0.15)
+        async with guessing(strategies_of(truth, len(PROMPT))["wrong every ninth time"]):
+            heard = await hear(net, request, on_token=killer(net, victims, 20))
+        assert heard == expected
+        assert heard.attempts == 2
+
+
 @pytest.mark.parametrize("victim", [0, 1, 2])
 async def test_a_hop_that_is_killed_in_a_long_answer_over_windows_changes_nothing(
     tiny_models: TinyModels, victim: int

@@ -868,6 +868,22 @@ async def test_tokens_that_are_known_may_come_again(tiny_models: TinyModels) -> 
         await hop.ignores()
 
 
+@pytest.mark.parametrize("resume", [0, 5])
+async def test_a_first_hop_that_takes_anothers_place_hears_of_tokens_before_it_caught_up(
+    tiny_models: TinyModels, resume: int
+) -> None:
+    async with tiny_network(tiny_models.llama, 2) as net:
+        hop = await between(net, 0, GIVEN_MORE, start=6, resume=resume, draft=False)
+        await hop.before.send(some(6, 7, 8, 9))
+        came: dict[int, int] = {}
+        while max(came, default=0) < 8:
+            rows = await hop.before.message()
+            assert isinstance(rows, Rows)
+            came |= {rows.position + i: t for i, t in enumerate(rows.tokens)}
+        assert came == {p: t for p, t in {4: 8, 5: 9, 6: 7, 7: 8, 8: 9}.items() if p >= resume}
+        assert await hop.control.is_quiet()
+
+
 async def test_tokens_of_another_session_or_of_a_stranger_are_ignored(
     tiny_models: TinyModels,
 ) -> None:
@@ -950,14 +966,16 @@ async def test_a_hop_whose_neighbour_cheated_goes_on_with_another(
         if index == 0:
             await hop.before.send(some(4, 7))
             await hop.before.receive()
-            await hop.before.send(some(9, 7))
+            for position in (9, 10, 11):
+                await hop.before.send(some(position, 7))
         else:
             await hop.send_rows(rows_of(0, 2))
             await hop.has_computed(2)
-            await hop.send_rows(rows_of(3, 1))
+            await hop.send_rows(rows_of(3, 1), rows_of(4, 1), rows_of(5, 1, [7]), rows_of(9, 5))
         failed = await hop.control.message()
         assert isinstance(failed, Failed)
         assert failed.peer == hop.neighbour.node_id
+        assert await hop.control.is_quiet()  # once, and nobody else is blamed for what follows
         await hop.before.send(*((some(5, 7), b"") if index == 0 else rows_of(2, 2)))
         await hop.ignores()  # who was blamed is not heard any more
         new = await net.connect()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.conftest import TinyModels
@@ -56,6 +57,7 @@ class Hop:
         self.users: set[Any] = set()
         self.posted: list[tuple[Message, bytes]] = []
         self.wanted = 0
+        self.earliest = 0
         """What it says when it is rewired."""
         self.reply: Callable[[Message], Message | None] = self._reply
         self._world = world
@@ -64,7 +66,7 @@ class Hop:
         if isinstance(message, Open):
             return Opened(message.session)
         if isinstance(message, Rewire):
-            return Rewired(message.session, self.wanted)
+            return Rewired(message.session, self.wanted, self.earliest)
         return None
 
     def post(self, message: Message, body: bytes = b"") -> None:
@@ -301,6 +303,21 @@ async def test_rows_that_a_hop_lacks_are_sent_from_where_it_lacks_them() -> None
     (message,) = world[5].take()
     assert isinstance(message, Open)
     assert message.resume == 5
+
+
+async def test_rows_that_a_hop_has_for_good_are_not_sent_again_to_one_that_is_far_ahead() -> None:
+    world = World(4)
+    request = msgspec.structs.replace(REQUEST, max_tokens=300)
+    world.chain = Chain(world, GATEWAY, world.records[:4], request, (), -1)  # type: ignore[arg-type]
+    await world.chain.open()
+    world.say_tokens(3, 4, 5, 6, 7)
+    world[1].lose()
+    world[2].wanted = 200  # the gateway knows seven tokens, since it hears of them late
+    world[2].earliest = 150
+    await world.mend(1)
+    (message,) = world[5].take()
+    assert isinstance(message, Open)
+    assert (message.start, message.resume) == (7, 150)
 
 
 async def test_late_messages_of_a_hop_that_was_replaced_are_ignored() -> None:

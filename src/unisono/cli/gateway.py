@@ -19,6 +19,7 @@ def gateway(
     bind: Annotated[
         str, typer.Option("--bind", help="HOST:PORT that nodes join with; port 0 is a free one.")
     ] = "127.0.0.1:0",
+    relay: o.Relays = None,
     key: Annotated[
         str | None, typer.Option("--key", help="File of the gateway's key, made if not there.")
     ] = None,
@@ -57,6 +58,14 @@ def gateway(
             "are asked first.",
         ),
     ] = 90.0,
+    guesses: Annotated[
+        bool,
+        typer.Option(
+            "--guesses/--no-guesses",
+            help="Whether nodes may guess tokens ahead and check several at a time; the answer "
+            "is the same.",
+        ),
+    ] = True,
     verbose: o.Verbose = False,
 ) -> None:
     """Run a gateway without nodes until Ctrl-C; nodes join with the address that it prints.
@@ -97,6 +106,8 @@ def gateway(
         port=port,
         transport=transport.value,
         bind=bind,
+        relays=",".join(relay) if relay else None,
+        draft=guesses,
         key=key or (str(state / "keys" / "gateway.key") if state else None),
         receipts=str(state / "receipts.sqlite") if state else None,
         api_keys=tuple(api_key or ()),

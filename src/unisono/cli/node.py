@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import contextlib
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +13,9 @@ from unisono.cli import options as o
 if TYPE_CHECKING:
     from unisono.compose.node_settings import NodeSettings
     from unisono.types import LayerRange, PeerAddress
+
+DRAIN_SECONDS = 30.0
+"""How long a node that is told to stop serves the answers that run."""
 
 
 def node(
@@ -29,6 +34,15 @@ def node(
     bind: Annotated[
         str, typer.Option("--bind", help="HOST:PORT to listen on; port 0 picks a free one.")
     ] = "127.0.0.1:0",
+    relay: o.Relays = None,
+    serve_relay: Annotated[
+        bool,
+        typer.Option(
+            "--serve-relay",
+            help="Carry traffic of nodes that cannot be reached directly; for machines that "
+            "everyone can dial.",
+        ),
+    ] = False,
     key: Annotated[
         str | None,
         typer.Option("--key", help="File of the node's key, made if it is not there."),
@@ -68,6 +82,7 @@ def node(
     block = parse_layers(layers) if layers is not None else None
     from unisono.compose.node_settings import NodeSettings, join_addresses
 
+    join_addresses(relay)
     for address in join_addresses(join):  # before anything slow
         transport = transport or _known_transport(address)
         if address.transport != transport.value:
@@ -86,6 +101,8 @@ def node(
         layers=block,
         transport=(transport or o.TransportName.iroh).value,
         bind=bind,
+        relays=",".join(relay) if relay else None,
+        serve_relay=serve_relay,
         key=key,
         memory=None if memory_gib is None else int(memory_gib * (1 << 30)),
         kv_bytes=int(kv_gib * (1 << 30)),
@@ -131,12 +148,51 @@ async def _serve(settings: NodeSettings) -> None:
     from unisono.compose.node import Node
 
     running = Node(settings)
+    stopped = _Stop()
     try:
         with err.status("Starting …") as waiting:
             address = await running.start(lambda step: waiting.update(f"Starting: {step} …"))
         out.print(f"node       {running.identity.node_id}", soft_wrap=True, markup=False)
         out.print(f"layers     {running.layers}", soft_wrap=True, markup=False)
         out.print(f"address    {address}", soft_wrap=True, markup=False)
-        await running.run()
+        await stopped.wait_beside(running.run())
+        sessions = running.worker.sessions if running.worker is not None else 0
+        if sessions:
+            err.print(f"leaving: {sessions} answers go on; press Ctrl-C again to stop at once")
+        await stopped.wait_beside(running.drain(DRAIN_SECONDS))
     finally:
         await running.close()
+    raise SystemExit(stopped.code)
+
+
+class _Stop:
+    """Ctrl-C and SIGTERM, which end what runs in order; the second one at once."""
+
+    def __init__(self) -> None:
+        import asyncio
+        import signal
+
+        self.code = 0
+        self._asked = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(NotImplementedError):  # not on every system
+                loop.add_signal_handler(number, self._ask, 128 + number)
+
+    def _ask(self, code: int) -> None:
+        self.code = code
+        self._asked.set()
+
+    async def wait_beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` until it ends or a signal comes."""
+        import asyncio
+
+        self._asked.clear()
+        running, asked = asyncio.create_task(work), asyncio.create_task(self._asked.wait())
+        await asyncio.wait({running, asked}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if running.done():
+            running.result()
+        else:
+            running.cancel()
+            await asyncio.wait({running})

@@ -54,6 +54,14 @@ Model = Annotated[
         "on the Hugging Face hub.",
     ),
 ]
+Relays = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--relay",
+        help="Address of a relay to be reached through, if others cannot dial this machine; "
+        "repeat it for several. Behind NAT one is found without it.",
+    ),
+]
 Nodes = Annotated[
     int, typer.Option("--nodes", "-n", min=1, help="How many node processes share the model.")
 ]

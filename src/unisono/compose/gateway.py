@@ -11,6 +11,7 @@ import msgspec
 from unisono.clock import SystemClock
 from unisono.compose.front_door import FrontDoor
 from unisono.compose.node_settings import join_addresses
+from unisono.compose.reach import Reach
 from unisono.compose.replica import Replica
 from unisono.compose.served import served_models
 from unisono.errors import ConfigurationError, WireError
@@ -30,7 +31,7 @@ from unisono.models.store import ModelStore, StoredModel
 from unisono.routing.coverage import first_gap
 from unisono.routing.gossip import Gossip
 from unisono.routing.membership import Membership
-from unisono.routing.swarm import Swarm
+from unisono.routing.swarm import Swarm, SwarmSettings
 from unisono.types import LayerRange, ModelId, PeerAddress
 from unisono.wire.identity import Identity
 from unisono.wire.records import NodeRecord
@@ -54,6 +55,10 @@ class FrontSettings(msgspec.Struct, frozen=True):
     port: int = 8000
     transport: str = "iroh"
     bind: str = "127.0.0.1:0"
+    relays: str | None = None
+    """Addresses of relays to be reached through, with commas between them."""
+    draft: bool = True
+    """Whether first hops may guess tokens ahead."""
     key: str | None = None
     cache: str | None = None
     receipts: str | None = None
@@ -79,7 +84,10 @@ class Front:
             Identity.load_or_create(settings.key) if settings.key else Identity.generate()
         )
         self._clock = SystemClock()
-        self._transport = make_transport(settings.transport, self.identity, settings.bind)
+        relays = join_addresses(settings.relays)
+        self._transport = make_transport(
+            settings.transport, self.identity, settings.bind, relays=relays, clock=self._clock
+        )
         self.address: PeerAddress | None = None
         self.members = Membership(self._clock, self.identity.node_id, view=settings.view)
         self.gossip = Gossip(
@@ -90,6 +98,7 @@ class Front:
             self._describe,
             bootstrap=join_addresses(settings.join),
         )
+        self._reach = Reach(self._transport, self.members, self._clock, own_relays=bool(relays))
         self.swarm: Swarm | None = None
         self.server: GatewayServer | None = None
         self.model: StoredModel | None = None
@@ -107,8 +116,13 @@ class Front:
         self._tasks = [
             asyncio.create_task(self._transport.serve(door.handle)),
             asyncio.create_task(self._take_part()),
+            asyncio.create_task(self._reach.keep(self._moved)),
         ]
         return self.address
+
+    def _moved(self, address: PeerAddress) -> None:
+        self.address = address
+        self.gossip.changed()
 
     async def _take_part(self) -> None:
         """Join and stay, however long it takes: a gateway answers clients without a network too."""
@@ -160,7 +174,10 @@ class Front:
             {each.id: each.layer_count for each in models},
             self._clock,
             metrics.observe_hop,
+            settings=SwarmSettings(draft=settings.draft),
+            here=lambda: self.gossip.exchanges.position.coordinate,
         )
+        self._tasks.append(asyncio.create_task(self.swarm.keep_warm()))
         self.receipts = ReceiptStore(
             Path(settings.receipts) if settings.receipts else None,
             max_count=settings.receipts_kept,

@@ -14,6 +14,7 @@ from unisono.compose.front_door import FrontDoor
 from unisono.compose.node_settings import NodeSettings as NodeSettings
 from unisono.compose.node_settings import join_addresses
 from unisono.compose.offer import model_facts, offered_memory
+from unisono.compose.reach import Reach
 from unisono.errors import ConfigurationError, PeerGone, PeerRefused, WireError
 from unisono.execution.engine import Engine
 from unisono.execution.worker import Worker
@@ -57,8 +58,16 @@ class Node:
                 Identity.load_or_create(settings.key) if settings.key else (Identity.generate())
             )
         self.identity = identity
-        self._transport = transport or make_transport(settings.transport, identity, settings.bind)
         self._clock = clock or SystemClock()
+        relays = join_addresses(settings.relays)
+        self._transport = transport or make_transport(
+            settings.transport,
+            identity,
+            settings.bind,
+            relays=relays,
+            serve_relay=settings.serve_relay,
+            clock=self._clock,
+        )
         self._bootstrap = join_addresses(settings.join)
         self._memory = offered_memory(settings.memory)
         self._engine: Engine | None = None
@@ -73,6 +82,7 @@ class Node:
             self._describe,
             bootstrap=self._bootstrap,
         )
+        self._reach = Reach(self._transport, self.members, self._clock, own_relays=bool(relays))
         self._door = FrontDoor(self.gossip)
         self.worker: Worker | None = None
         self.layers: LayerRange | None = settings.layers
@@ -113,6 +123,7 @@ class Node:
             clock=self._clock,
         )
         self._door.service = self.worker.handle
+        self._tasks.append(asyncio.create_task(self._reach.keep(self._moved)))
         if joined:
             self.gossip.changed()
         else:
@@ -135,6 +146,15 @@ class Node:
                 task.result()
         finally:
             watching.cancel()
+
+    async def drain(self, seconds: float) -> None:
+        """Say farewell, take no new sessions, and serve those that run to their end or until other
+        nodes have taken them over, for `seconds` at most."""
+        if self.worker is None or self._address is None:
+            return
+        self.worker.leaving = True
+        await self.gossip.leave()
+        await self.worker.drain(seconds)
 
     async def close(self) -> None:
         """Say farewell, stop serving and release everything; idempotent."""
@@ -167,7 +187,9 @@ class Node:
         """What this node says of itself."""
         if self.worker is not None:
             record = self.worker.record()
-            return msgspec.structs.replace(record, memory=self._memory)
+            return msgspec.structs.replace(
+                record, memory=self._memory, relay=self._settings.serve_relay
+            )
         assert self._address is not None
         return NodeRecord(
             node=self.identity.node_id,
@@ -180,6 +202,12 @@ class Node:
             expires=0,
             memory=self._memory,
         )
+
+    def _moved(self, address: PeerAddress) -> None:
+        self._address = address
+        if self.worker is not None:
+            self.worker.address = address
+        self.gossip.changed()
 
     async def _take_part(self) -> None:
         await self.gossip.join(JOIN_SECONDS)

@@ -21,6 +21,11 @@ class NodeSettings(msgspec.Struct, frozen=True):
     """None: whatever the network needs most, or all without a network."""
     transport: str = "iroh"
     bind: str = "127.0.0.1:0"
+    relays: str | None = None
+    """Addresses of relays to be reached through, with commas between them; None: a node behind NAT
+    finds some itself."""
+    serve_relay: bool = False
+    """Whether to carry traffic of nodes that cannot be reached directly."""
     key: str | None = None
     """File of the node's key; None: a new key that lives as long as the node."""
     cache: str | None = None

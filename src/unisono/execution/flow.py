@@ -24,7 +24,7 @@ from unisono.models.cache import PAGE
 from unisono.models.decoder import Rows
 from unisono.types import SampledToken
 from unisono.wire.claims import row_hash, token_hash
-from unisono.wire.messages import Rewire, Rewired, Tokens
+from unisono.wire.messages import Rewire, Tokens
 from unisono.wire.rows import decode_rows
 
 PREFILL_ROWS = 128
@@ -79,6 +79,7 @@ class Flow:
         the gateway to put another in its place."""
         self._session.report(error)
         self._session.previous = None
+        self._session.inbox.forget()  # else who sent what follows would not be known any more
 
     async def _compute_rows(self, arrived: ArrivedRows, rows: Rows) -> None:
         session = self._session
@@ -174,7 +175,8 @@ class Flow:
             return self._absorb(arrival, position)
         except PeerCheating as error:
             self._give_up_previous(error)
-            return position
+            # what came before the bad token counts: rows behind a wrong guess are void
+            return min(position, len(self._session.in_hashes))
 
     def _absorb(self, arrival: object, position: int) -> int:
         """Take in what came; returns where to compute next.
@@ -195,7 +197,9 @@ class Flow:
                         raise PeerCheating(f"another token for position {token.position}")
                     continue
                 # a first hop that took another's place may hear of tokens before it has caught up
-                early = known > position and not session.opened.resume
+                opened = session.opened
+                takes_over = opened.resume > 0 or opened.start > opened.prompt
+                early = known > position and not takes_over
                 if token.position > known or early or session.ended:
                     raise PeerCheating(
                         f"a token for position {token.position} came before its turn: "
@@ -229,7 +233,7 @@ class Flow:
 
     def _rewired(self) -> None:
         session = self._session
-        session.control.post(Rewired(session.opened.session, session.wanted))
+        session.control.post(session.rewired())
 
     async def _adopt(self) -> int:
         """Begin with what earlier sessions computed of the same prompt; returns where to go on."""

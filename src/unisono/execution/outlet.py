@@ -49,6 +49,8 @@ class RowsOutlet:
         """Position of the oldest row kept."""
         self._bytes = 0
         self._cursor = 0
+        self._floor = 0
+        """What the next hop has for good of rows that this one only computes to catch up."""
 
     @property
     def position(self) -> int:
@@ -86,7 +88,7 @@ class RowsOutlet:
         self._first = min(self._first, position)
         self._bytes -= sum(len(row) for row in self._rows[keep:])
         del self._rows[keep:], self._widths[keep:], self._tokens[keep:]
-        self._cursor = min(self._cursor, position)
+        self._cursor = max(self._floor, min(self._cursor, position))
 
     def rewire(self, link: Link | None, position: int) -> None:
         """See `Outlet.rewire`."""
@@ -95,6 +97,7 @@ class RowsOutlet:
                 f"the journal begins at position {self._first}, not at {position}", "journal_gone"
             )
         self.link, self._cursor = link, position
+        self._floor = position if position > self.position else 0
         self.pump()
 
     def pump(self) -> None:

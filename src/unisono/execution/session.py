@@ -17,7 +17,7 @@ from unisono.types import Q16, SampledToken, SessionId, digest, stop_rule
 from unisono.wire.claims import TAG_BYTES, HopClaim, rows_root, tokens_root
 from unisono.wire.identity import Identity
 from unisono.wire.link import Link
-from unisono.wire.messages import Open, Rewire, Tokens
+from unisono.wire.messages import Open, Rewire, Rewired, Tokens
 
 
 def page_keys(tokens: Sequence[int], count: int) -> list[bytes]:
@@ -149,6 +149,11 @@ class HopSession:
     def wanted(self) -> int:
         """The first position that this hop still wants from the one before."""
         return len(self.tokens) if self.is_first else len(self.in_hashes)
+
+    def rewired(self) -> Rewired:
+        """What the gateway is told when a neighbour was replaced."""
+        earliest = 0 if self.is_first else max(0, self._furthest - REACH_BACK)
+        return Rewired(self.id, self.wanted, earliest)
 
     @property
     def last_row(self) -> int:

@@ -39,7 +39,6 @@ from unisono.wire.messages import (
     Pong,
     Refused,
     Rewire,
-    Rewired,
     Rows,
     Tokens,
 )
@@ -72,7 +71,8 @@ class Worker:
         self._model = model
         self._identity = identity
         self._transport = transport
-        self._address = address
+        self.address = address
+        """Where this node is reached now."""
         self._clock = clock or SystemClock()
         self._layers = engine.decoder.layers
         store = engine.decoder.store
@@ -104,7 +104,7 @@ class Worker:
         cost = self._engine.cost
         return NodeRecord(
             node=self._identity.node_id,
-            address=self._address,
+            address=self.address,
             model=self._model,
             layers=self._layers,
             free_positions=self.free_positions,
@@ -183,23 +183,16 @@ class Worker:
             self._arrive(session, peer, message, memoryview(content))
 
     async def _compute(self, session: HopSession) -> None:
-        """Run a session's flow. When a hop before cheats, the gateway learns of it, and another
-        may take that hop's place.
+        """Run a session's flow. When it ends nothing more is kept for it.
 
         Raises:
             UnisonoError: the flow cannot go on.
         """
-        flow = Flow(self._engine, session, self._clock, self._past)
-        while True:
-            try:
-                return await flow.run()
-            except PeerCheating as error:
-                self._report(session, error)
-                if session.is_first:  # what it knows of its answer is in the flow that ended
-                    return None
-            finally:
-                session.previous = None
-                session.inbox.forget()
+        try:
+            await Flow(self._engine, session, self._clock, self._past).run()
+        finally:
+            session.previous = None
+            session.inbox.forget()
 
     def _admit(self, link: Link, opened: Open, body: bytes) -> HopSession:
         """Take a session in.
@@ -319,7 +312,7 @@ class Worker:
     async def _rewire_next(self, session: HopSession, address: PeerAddress, position: int) -> None:
         self._disconnect(session)
         await self._connect(session, address, position)
-        session.control.post(Rewired(session.id, session.wanted))
+        session.control.post(session.rewired())
 
     def _finish(self, session: HopSession, tokens: int) -> None:
         """Sign for an answer; a hop that is still catching up does so when it has."""

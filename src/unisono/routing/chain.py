@@ -158,7 +158,7 @@ class Chain:
         self._drain()
         count = len(self.hops)
         after = {(i + 1) % count for i in new} - set(new)
-        wanted: dict[int, int] = {}
+        wanted: dict[int, Rewired] = {}
         for index in after:  # where they have to be given rows or tokens from
             before = self.hops[(index - 1) % count].node
             wanted[index] = await self._rewire(index, previous=before)
@@ -169,12 +169,15 @@ class Chain:
             start = self._given if (index + 1) % count == 0 else 0
             await self._rewire(index, next_index=(index + 1) % count, resume=start)
 
-    def _resume(self, wanted: Mapping[int, int], index: int) -> int:
+    def _resume(self, wanted: Mapping[int, Rewired], index: int) -> int:
         """From where a new hop sends to the hop after it."""
         if index not in wanted:
             return self._known if index == 0 else 0
-        # what came behind the last known token may have been guessed: it is sent again
-        return min(wanted[index], self._known - 1) if index else min(wanted[0], self._known)
+        if index == 0:
+            return min(wanted[0].position, self._known)
+        # What came behind the last known token may have been guessed: it is sent again. But a hop
+        # may be ahead of what this gateway has heard, and does not go back behind all guesses.
+        return min(wanted[index].position, max(self._known - 1, wanted[index].earliest))
 
     async def _enlist(self, resume: Mapping[int, int]) -> None:
         """Open the session on hops; each begins to send at its position in `resume`."""
@@ -220,7 +223,7 @@ class Chain:
             hops=count,
             previous=None if count == 1 else hops[index - 1].node,
             next=None if count == 1 else hops[(index + 1) % count].address,
-            resume=min(resume, len(tokens)),
+            resume=resume,
             sampling=request.sampling,
             prompt=len(request.prompt),
             positions=len(request.prompt) + request.max_tokens,
@@ -240,8 +243,8 @@ class Chain:
         previous: NodeId | None = None,
         next_index: int | None = None,
         resume: int = 0,
-    ) -> int:
-        """Give a hop another neighbour; returns the position that it wants next."""
+    ) -> Rewired:
+        """Give a hop another neighbour; returns what it wants next."""
         address = None if next_index is None else self.hops[next_index].address
         link = self._links[index]
         assert link is not None
@@ -249,7 +252,7 @@ class Chain:
         link.post(Rewire(self.session, previous, address, resume))
         message = await self._await(index, reply, "did not take another neighbour")
         assert isinstance(message, Rewired)
-        return message.position
+        return message
 
     def _expect(self, index: int, kind: type) -> asyncio.Future[Message]:
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()

@@ -70,6 +70,8 @@ CONTACTS = 4
 OUTSIDE_EVERY, LOST_EVERY, BOOTSTRAP_EVERY = 10, 10, 60
 """Rounds between contacts of another region, of a silent node, and of a first address."""
 MAX_ROUNDS_PER_SECOND = 16.0
+STALE_DRAWS = 4
+"""A member with a wide region speaks to that of so many random ones whose record is the oldest."""
 URGENT_PER_SECOND = 8.0
 
 
@@ -121,7 +123,7 @@ class Exchanges:
     @property
     def round_seconds(self) -> float:
         """Seconds between two rounds: fewer where the own region is made of many of others."""
-        return ROUND_SECONDS / max(1.0, min(MAX_ROUNDS_PER_SECOND, 2.0**self.spread / 4))
+        return ROUND_SECONDS / max(1.0, min(MAX_ROUNDS_PER_SECOND, 2.0**self.spread / 2))
 
     def partner(self) -> PeerAddress | None:
         """Whom to exchange with in this round; None if nobody is known or it is too soon."""
@@ -143,7 +145,12 @@ class Exchanges:
             unknown = [a for a in self.bootstrap if members.find(a.node) is None]
             if unknown:
                 return rng.choice(unknown)
-        return rng.choice(live).record.address if live else None
+        if not live:
+            return None
+        if self.spread > 1:  # first to the part of the region whose records are the oldest
+            drawn = rng.sample(live, min(STALE_DRAWS, len(live)))
+            return min(drawn, key=lambda e: e.record.expires).record.address
+        return rng.choice(live).record.address
 
     def neighbours(self) -> list[PeerAddress]:
         """The nearest members on the ring of hashes, on either side."""

@@ -104,7 +104,10 @@ class Open(MessageBase, frozen=True):
             self.prompt <= self.start <= self.positions,
             f"prompt {self.prompt} <= start {self.start} <= positions {self.positions}",
         )
-        check(self.resume <= self.start, f"resume {self.resume} <= start {self.start}")
+        # tokens are sent on from those given on, rows perhaps from further ahead: the next hop may
+        # have more than its gateway has heard of
+        most = self.start if self.hop == self.hops - 1 else self.positions
+        check(self.resume <= most, f"resume {self.resume} <= {most}")
         _check_sampling(self.sampling)
 
 
@@ -145,6 +148,8 @@ class Rewired(MessageBase, frozen=True):
 
     session: Session
     position: Count
+    earliest: Count = 0
+    """The first one that it may still be given again: what lies before is final."""
 
 
 class Rows(MessageBase, frozen=True):

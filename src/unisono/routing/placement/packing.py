@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class Packed(NamedTuple):
 def arranged(fleet: Fleet, chains: Ints) -> Ints:
     """Each of `chains` [M, k] turned along its loop so that its ends fit and its last hop, which
     computes the output matrix, is the fastest possible."""
-    size = chains.shape[1]
+    size = int(chains.shape[1])
     if size == 1:
         return chains
     lost = fleet.middle - fleet.end
@@ -31,8 +31,9 @@ def arranged(fleet: Fleet, chains: Ints) -> Ints:
     room = fleet.middle[chains].sum(axis=1, keepdims=True) - lost[last] - lost[first]
     fits = (room >= fleet.model.layers) & (fleet.end[last] >= 1) & (fleet.end[first] >= 1)
     ranked: Floats = np.where(fits, cost, 1e18 - room)
-    turn = cast("Ints", ranked.argmin(axis=1))
-    at = np.remainder(turn.reshape(-1, 1) + np.arange(1, size + 1), size)
+    turn = ranked.argmin(axis=1)
+    steps: Ints = np.arange(1, size + 1)
+    at: Ints = (turn[:, None] + steps) % size
     return np.take_along_axis(chains, at, axis=1)
 
 
