@@ -161,3 +161,22 @@ async def test_a_node_that_loses_its_network_for_long_gives_up(
         with pytest.raises(PeerGone, match="answered for"):
             await asyncio.wait_for(place.running[1], 5)
         assert second.gossip.silence > 0.2
+
+
+async def test_a_node_moves_to_a_block_that_lost_its_only_holder(
+    tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unisono.compose.node._LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("unisono.routing.placement.joining.SETTLE_MS", 200)
+    memory = model_facts(tiny_models.gemma).bytes_of(LayerRange(4, 6))
+    async with street(tiny_models) as place:
+        first = await place.add(layers=LayerRange(0, 3), memory=memory)
+        second = await place.add(first, layers=LayerRange(3, 6), memory=memory)
+        await until(lambda: len(layers_known(first)) == 1)
+        spare = await place.add(first, memory=2 * memory)
+        before = spare.layers
+        assert before in (LayerRange(0, 3), LayerRange(3, 6))
+        victim, survivor = (first, second) if before == second.layers else (second, first)
+        place.hub.kill(victim.identity.node_id)
+        await until(lambda: spare.layers == victim.layers)
+        await until(lambda: layers_known(survivor).get(spare.identity.node_id) == victim.layers)

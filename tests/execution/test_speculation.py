@@ -411,7 +411,7 @@ async def test_a_gateway_that_hears_late_of_tokens_mends_a_chain_that_is_far_ahe
         async with guessing(strategies_of(truth, len(PROMPT))["wrong every ninth time"]):
             heard = await hear(net, request, on_token=killer(net, victims, 20))
         assert heard == expected
-        assert heard.attempts == 2
+        assert 2 <= heard.attempts <= 1 + len(victims)
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])

@@ -25,7 +25,7 @@ from unisono.models.store import ModelStore, StoredModel
 from unisono.native.self_test import self_test
 from unisono.routing.gossip import Gossip
 from unisono.routing.membership import Membership
-from unisono.routing.placement import NodeFacts, choose_block
+from unisono.routing.placement import NodeFacts, choose_block, should_move
 from unisono.types import LayerRange, ModelId, PeerAddress
 from unisono.wire.identity import Identity
 from unisono.wire.records import NodeRecord
@@ -38,6 +38,8 @@ FIRST_JOIN_SECONDS = 10.0
 """A node that needs the network to choose its block waits this long for it."""
 JOIN_SECONDS = 600.0
 """A node that cannot reach its network this long gives up."""
+MOVE_SECONDS = 30.0
+"""How long a node that takes another block serves the answers of the old one."""
 _LOOK_SECONDS = 5.0
 
 
@@ -113,16 +115,9 @@ class Node:
             self.layers = self._choose(model)
             joined = True
         say(f"loading layers {self.layers} of {model.name}")
-        self._engine = Engine(await asyncio.to_thread(self._load, model, self.layers, device))
-        self.worker = Worker(
-            self._engine,
-            model.id,
-            self.identity,
-            self._transport,
-            address,
-            clock=self._clock,
-        )
-        self._door.service = self.worker.handle
+        await self._serve(model, self.layers, device)
+        if joined:
+            self._tasks.append(asyncio.create_task(self._resettle(model, device)))
         self._tasks.append(asyncio.create_task(self._reach.keep(self._moved)))
         if joined:
             self.gossip.changed()
@@ -172,6 +167,54 @@ class Node:
         await self._transport.close()
         if self._engine is not None:
             await self._engine.close()
+
+    async def _serve(self, model: StoredModel, layers: LayerRange, device: str) -> None:
+        """Load a block and serve it."""
+        engine = Engine(await asyncio.to_thread(self._load, model, layers, device))
+        self._engine = engine
+        await engine.warm_up()
+        assert self._address is not None
+        self.worker = Worker(
+            engine, model.id, self.identity, self._transport, self._address, clock=self._clock
+        )
+        self.layers = layers
+        self._door.service = self.worker.handle
+
+    async def _resettle(self, model: StoredModel, device: str) -> None:
+        """Take another block when the network needs it more, as its members come and go."""
+        facts = model_facts(model)
+        moved_ms = int(self._clock.now() * 1000)
+        while True:
+            await self._clock.sleep(_LOOK_SECONDS)
+            if self.worker is None or self.layers is None:
+                continue
+            block = should_move(
+                self.members.records(),
+                NodeFacts.of(self._describe(), facts),
+                self.layers,
+                facts,
+                now_ms=int(self._clock.now() * 1000),
+                moved_ms=moved_ms,
+            )
+            if block is None or block == self.layers:
+                continue
+            log.warning("layers %s are needed more than %s: moving", block, self.layers)
+            await self._move(model, block, device)
+            moved_ms = int(self._clock.now() * 1000)
+
+    async def _move(self, model: StoredModel, block: LayerRange, device: str) -> None:
+        """Serve what runs to its end, give the old block back, and load the new one."""
+        worker, engine = self.worker, self._engine
+        assert worker is not None
+        assert engine is not None
+        worker.leaving = True
+        self.gossip.changed()
+        await worker.drain(MOVE_SECONDS)
+        self.worker = self._door.service = None
+        await worker.close()
+        await engine.close()
+        await self._serve(model, block, device)
+        self.gossip.changed()
 
     def _load(self, model: StoredModel, layers: LayerRange, device: str) -> Decoder:
         settings = self._settings

@@ -24,7 +24,7 @@ from unisono.errors import UnisonoError
 from unisono.execution.pace import PassCost
 from unisono.models.cache import OutOfPages, Prefix, SessionCache
 from unisono.models.decoder import Decoder, Draw, Rows, Segment
-from unisono.types import SampledToken
+from unisono.types import SampledToken, Sampling
 from unisono.wire.claims import row_hash
 from unisono.wire.rows import encode_rows
 
@@ -39,6 +39,8 @@ DECODE_ROWS = 8
 """A step of at most this many rows is decoding."""
 IDLE_SECONDS = 2.0
 """A session whose rows do not come for so long may be moved out for a younger one."""
+WARM_UP_STEPS = (1, 1, 4, 1, 4, 1)
+"""Rows of the decode passes with which a node measures itself."""
 BUSY_WINDOW = 0.5
 """Seconds over which the busy share of the thread is averaged."""
 
@@ -151,6 +153,24 @@ class Engine:
             self._waiting.append(step)
             self._wake.notify()
         return await step.future
+
+    async def warm_up(self) -> None:
+        """Run some passes over made-up rows: weights and code are in place for the first answer,
+        and the node knows its speed."""
+        hidden = self.decoder.config.hidden_size
+        rows = np.random.default_rng(0).integers(-(1 << 20), 1 << 20, (PROMPT_ROWS, hidden))
+        cache = self.decoder.new_cache(PROMPT_ROWS + sum(WARM_UP_STEPS))
+        try:
+            await self.step(cache, 0, rows)
+            position = PROMPT_ROWS
+            for count in WARM_UP_STEPS:
+                draws = ()
+                if self.decoder.ends[1]:  # what a token costs includes the output matrix
+                    draws = (Draw(Sampling(), np.array((), dtype=np.int32), 0),) * count
+                await self.step(cache, position, rows[:count], draws)
+                position += count
+        finally:
+            self.release(cache)
 
     async def adopt(self, cache: SessionCache, keys: Sequence[bytes]) -> list[Prefix]:
         """Begin a session with pages that earlier ones left under these keys."""

@@ -43,7 +43,7 @@ def draw(report: Report, path: Path) -> None:
             axis.plot(minutes, values, linewidth=1.2, label=name.replace("_", " "))
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.08 * max((1e-9, *(v for values in lines.values() for v in values))))
         if len(lines) > 1:
             axis.legend(fontsize=8)
         return axis

@@ -76,7 +76,7 @@ class Open(MessageBase, frozen=True):
     previous: Node | None
     """From whom this hop takes rows, or the first hop tokens; None on a lone hop."""
     next: PeerAddress | None
-    """Where this hop's rows go, or the last hop's tokens besides the gateway; None on a lone hop."""
+    """Where this hop's rows go, or the last hop's tokens too; None on a lone hop."""
     resume: Position
     """The first position that `next` still wants."""
     sampling: Sampling
