@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, field
 
 from unisono.routing.placement import ModelFacts, NodeFacts, choose_block, should_move
-from unisono.routing.placement.coverage import Coverage, holders
+from unisono.routing.placement.coverage import Coverage, holder_of, holders
 from unisono.routing.placement.joining import THRESHOLD_PER_MILLE, _improvement
 from unisono.types import LayerRange, ModelId, NodeId, PeerAddress
 from unisono.wire.records import NodeRecord
@@ -95,7 +95,13 @@ class Network:
         if not Coverage(held, self.model).complete:
             return True
         return any(
-            _improvement(held, key, self.model, THRESHOLD_PER_MILLE) is not None
+            _improvement(
+                {**held, key: holder_of(own, self.blocks[key])},
+                key,
+                self.model,
+                THRESHOLD_PER_MILLE,
+            )
+            is not None
             for key, own in self.nodes.items()
             if not self.model.fits(own.memory, self.model.whole)
         )

@@ -159,6 +159,15 @@ def test_a_small_gain_moves_nobody_and_a_large_one_does() -> None:
     assert moves(1) in (1, 2)  # two may be drawn for one moment
 
 
+def test_a_node_without_a_block_takes_one_though_the_weakest_layer_gains_nothing() -> None:
+    network = Network(MODEL)
+    for i, block in enumerate([(0, 4), (4, 8), (0, 4)]):
+        network.join(facts(i, 40), LayerRange(*block))
+    network.join(facts(3, 40, row_us=5e4), LayerRange(0, 0))
+    network.settle()
+    assert network.blocks[node_id(3)] == LayerRange(4, 8)
+
+
 def test_a_node_moves_at_most_once_in_an_interval() -> None:
     network = Network(MODEL)
     for i in range(12):

@@ -85,7 +85,7 @@ class Coverage:
 
     def useful(self, block: LayerRange) -> bool:
         """Whether a chain could go through the block."""
-        return block.start in self.forward and block.stop in self.backward
+        return bool(block.count) and block.start in self.forward and block.stop in self.backward
 
     def useful_holders(self) -> int:
         """How many nodes a chain could go through."""
