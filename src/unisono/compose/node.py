@@ -71,7 +71,8 @@ class Node:
             clock=self._clock,
         )
         self._bootstrap = join_addresses(settings.join)
-        self._memory = offered_memory(settings.memory)
+        # whose operator fixed its layers offers no memory: others must not wait for it to move
+        self._memory = 0 if settings.layers is not None else offered_memory(settings.memory)
         self._engine: Engine | None = None
         self._address: PeerAddress | None = None
         self._tasks: list[asyncio.Task[None]] = []

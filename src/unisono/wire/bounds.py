@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from unisono.types import LayerRange, ModelId, NodeId, PeerAddress, SessionId, is_hex
+from unisono.types import LayerRange, ModelId, NodeId, PeerAddress, Sampling, SessionId, is_hex
 
 MAX_POSITIONS = 1 << 20
 MAX_HOPS = 256
@@ -74,3 +74,22 @@ def check_address(address: PeerAddress | None) -> None:
     check(0 < len(address.addresses) <= MAX_ADDRESSES, f"{len(address.addresses)} addresses")
     for text in address.addresses:
         check(0 < len(text) <= MAX_ADDRESS_CHARACTERS, f"an address of {len(text)} characters")
+
+def check_sampling(sampling: Sampling) -> None:
+    # Only what keeps arithmetic in range; what the numbers mean is for the sampler to judge.
+    for name in (
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+    ):
+        check(small(getattr(sampling, name)), f"sampling {name}")
+    check(0 <= sampling.seed < 1 << 63, "sampling seed")
+    check(len(sampling.logit_bias) <= MAX_LOGIT_BIAS, f"{len(sampling.logit_bias)} biases")
+    previous = -1
+    for token, bias in sampling.logit_bias:
+        check(previous < token < 1 << 32 and small(bias), f"bias of token {token}")
+        previous = token

@@ -8,7 +8,12 @@ import msgspec
 
 from unisono.types import LayerRange, ModelId, NodeId, SessionId, canonical, digest
 from unisono.wire.identity import Identity, verify_signature
+from unisono.wire.mountain_range import rows_root as rows_root
 
+EPOCH_SECONDS = 60
+"""Length of an epoch: claims of one epoch are audited with the beacon of a later one."""
+EPOCH_DRIFT = 1
+"""How many epochs a claim's may differ from the gateway's own when it arrives."""
 TAG_BYTES = 3
 """Bytes of a row's hash that a claim carries to locate a difference; the root proves it."""
 
@@ -16,8 +21,10 @@ TAG_BYTES = 3
 class HopClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A hop's signed statement: these rows came in, these went out.
 
-    Rows are hashed in their canonical encoding (`wire.rows`), one SHA-256 per position,
-    folded by `rows_root`. The first hop's rows in are token ids.
+    Rows are hashed in their canonical encoding (`wire.rows`), one SHA-256 per position; a Merkle
+    mountain range over them has the roots (`wire.mountain_range`), so that single positions can
+    be opened. The first hop's rows in are token ids. A node signs before it can know what will
+    be checked: audits are drawn from the beacon of an epoch after the one that is signed here.
     """
 
     session: SessionId
@@ -35,11 +42,13 @@ class HopClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`TAG_BYTES` of each row out's hash."""
     tokens: str
     """Of the last hop: `tokens_root` of the sampled tokens; empty for others."""
+    epoch: int = 0
+    """`epoch_at` the time of signing."""
     signature: bytes = b""
 
     def signed_bytes(self) -> bytes:
         """What the signature covers: everything else."""
-        return digest("claim/1", canonical(msgspec.structs.replace(self, signature=b"")))
+        return digest("claim/2", canonical(msgspec.structs.replace(self, signature=b"")))
 
     def signed_by(self, identity: Identity) -> HopClaim:
         """The same claim with the hop's signature."""
@@ -55,9 +64,14 @@ def row_hash(encoded: bytes | memoryview) -> bytes:
     return hashlib.sha256(encoded).digest()
 
 
-def rows_root(hashes: list[bytes]) -> str:
-    """Fold the row hashes of positions 0, 1, … into one."""
-    return digest("rows/1", b"".join(hashes)).hex()
+def epoch_at(seconds: float) -> int:
+    """The epoch of a time in seconds since the Unix epoch."""
+    return int(seconds // EPOCH_SECONDS)
+
+
+def epoch_is_due(epoch: int, seconds: float) -> bool:
+    """Whether a claim of this epoch may arrive at this time, clocks differing a little."""
+    return abs(epoch - epoch_at(seconds)) <= EPOCH_DRIFT
 
 
 def tokens_root(tokens: tuple[int, ...] | list[int]) -> str:

@@ -18,7 +18,6 @@ from unisono.wire.bounds import (
     MAX_BUNDLE,
     MAX_DRAFT_ROWS,
     MAX_HOPS,
-    MAX_LOGIT_BIAS,
     MAX_POSITIONS,
     MAX_ROWS,
     MAX_TOP_LOGPROBS,
@@ -39,6 +38,7 @@ from unisono.wire.bounds import (
     check,
     check_address,
     check_layers,
+    check_sampling,
     small,
 )
 from unisono.wire.claims import TAG_BYTES, HopClaim
@@ -46,6 +46,7 @@ from unisono.wire.gossip_messages import Beat, Exchange, Newer, Wanted
 from unisono.wire.identity import SIGNATURE_BYTES
 from unisono.wire.records import Info, Probe
 from unisono.wire.relay_messages import RelayMessage
+from unisono.wire.verification_messages import VerificationMessage
 
 
 class Multiplex(MessageBase, frozen=True):
@@ -108,7 +109,7 @@ class Open(MessageBase, frozen=True):
         # have more than its gateway has heard of
         most = self.start if self.hop == self.hops - 1 else self.positions
         check(self.resume <= most, f"resume {self.resume} <= {most}")
-        _check_sampling(self.sampling)
+        check_sampling(self.sampling)
 
 
 class Opened(MessageBase, frozen=True):
@@ -297,24 +298,5 @@ Message = (
     | Probe
     | Info
     | RelayMessage
+    | VerificationMessage
 )
-
-
-def _check_sampling(sampling: Sampling) -> None:
-    # Only what keeps arithmetic in range; what the numbers mean is for the sampler to judge.
-    for name in (
-        "temperature",
-        "top_k",
-        "top_p",
-        "min_p",
-        "repetition_penalty",
-        "presence_penalty",
-        "frequency_penalty",
-    ):
-        check(small(getattr(sampling, name)), f"sampling {name}")
-    check(0 <= sampling.seed < 1 << 63, "sampling seed")
-    check(len(sampling.logit_bias) <= MAX_LOGIT_BIAS, f"{len(sampling.logit_bias)} biases")
-    previous = -1
-    for token, bias in sampling.logit_bias:
-        check(previous < token < 1 << 32 and small(bias), f"bias of token {token}")
-        previous = token

@@ -55,6 +55,21 @@ const char unisono_features[] =
 #ifdef __AVX512FP16__
     "avx512_fp16 "
 #endif
+#ifdef __AVX512VBMI2__
+    "avx512_vbmi2 "
+#endif
+#ifdef __BMI__
+    "bmi1 "
+#endif
+#ifdef __BMI2__
+    "bmi2 "
+#endif
+#ifdef __LZCNT__
+    "abm "
+#endif
+#ifdef __GFNI__
+    "gfni "
+#endif
 #ifdef __AMX_INT8__
     "amx_int8 "
 #endif

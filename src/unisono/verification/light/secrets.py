@@ -1,0 +1,319 @@
+"""What a client keeps of a model to check its matrix products: secret sums, a few KB a matrix.
+
+Made once from verified weights, a layer at a time. The secret vectors themselves follow from a
+seed; only their products with the matrices are stored. Whoever learns the seed can forge
+products, so the file is readable by its owner alone and never leaves the client.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unisono.errors import ConfigurationError
+from unisono.models.config import DecoderConfig, tensor_shapes
+from unisono.models.constants import Constants, constants
+from unisono.models.loading import load_block
+from unisono.models.manifest import tensor_kind
+from unisono.models.store import StoredModel
+from unisono.models.weights import BlockWeights
+from unisono.numerics import linear, tensors
+from unisono.numerics.tensors import GROUP
+from unisono.types import LayerRange, ModelId, digest, is_hex
+from unisono.verification.light.field import (
+    PRIME,
+    SEED_BYTES,
+    Elements,
+    Limbs,
+    input_product,
+    limbs,
+    output_product,
+    secret_vector,
+    weights_product,
+)
+from unisono.verification.light.grid import HASH_BYTES, Tree
+from unisono.verification.light.steps import PRODUCTS, PlainLayer
+
+VERSION = 1
+MAX_BYTES = 256 << 20
+"""Of a file: far above what any supported model needs."""
+_RESIDENT = 16
+"""Secret vectors that are kept expanded."""
+_MAGIC = b"unisono light secrets\n"
+
+Progress = Callable[[int, int], None]
+"""Called with (layers done, layers in all)."""
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    version: int
+    model: ModelId
+    config: DecoderConfig
+    seed: bytes
+    embedding_root: bytes
+    sums: dict[str, bytes]
+    """Matrix → its sums, 8 bytes each; with the embedding as `head` where it is that, too."""
+    vectors: dict[str, bytes]
+    """Norm weight or bias → its values, 4 bytes each."""
+    exponents: dict[str, int]
+
+
+@dataclass(slots=True)
+class Secrets:
+    """The secrets of one model. Its text form shows no secret."""
+
+    model: ModelId
+    config: DecoderConfig
+    seed: bytes = field(repr=False)
+    embedding_root: bytes
+    """Of the tree over the embedding's rows, `embedding_leaf` each."""
+    sums: dict[str, Elements] = field(repr=False)
+    vectors: dict[str, NDArray[np.int64]] = field(repr=False)
+    exponents: dict[str, int] = field(repr=False)
+    _expanded: OrderedDict[str, tuple[Limbs, Limbs]] = field(
+        default_factory=OrderedDict[str, tuple[Limbs, Limbs]], repr=False
+    )
+
+    def constants(self) -> Constants:
+        return constants(self.config)
+
+    def plain_layer(self, index: int) -> PlainLayer:
+        """Norms, biases and exponents of a layer."""
+        prefix = f"layers.{index}."
+        vectors = {n.removeprefix(prefix): n for n in self.vectors if n.startswith(prefix)}
+        return PlainLayer(
+            {short: self.vector(name) for short, name in vectors.items()},
+            {name: self.exponents[prefix + name] for name in PRODUCTS},
+        )
+
+    def vector(self, name: str) -> linear.Vector:
+        """A norm weight or bias by its canonical name."""
+        return linear.Vector(torch.from_numpy(self.vectors[name]), self.exponents[name])
+
+    def wrong_row(
+        self, name: str, inputs: NDArray[np.int64], outputs: NDArray[np.int64]
+    ) -> int | None:
+        """The first row where `outputs` is not the product of `inputs` with a matrix, or None.
+
+        A wrong row passes with probability at most 2**-60 over the choice of the seed.
+
+        Args:
+            name: canonical name of the matrix; `head` for the output matrix.
+            inputs: [rows, inputs], below 2**15. outputs: [rows, outputs], below 2**53.
+        """
+        secret, sums = self._pair(name, outputs.shape[1])
+        got, expected = output_product(secret, outputs), input_product(sums, inputs)
+        return next((i for i, (a, b) in enumerate(zip(got, expected, strict=True)) if a != b), None)
+
+    def _pair(self, name: str, count: int) -> tuple[Limbs, Limbs]:
+        pair = self._expanded.pop(name, None)
+        if pair is None:
+            pair = limbs(secret_vector(self.seed, name, count)), limbs(self.sums[name])
+        self._expanded[name] = pair
+        if len(self._expanded) > _RESIDENT:
+            self._expanded.popitem(last=False)
+        return pair
+
+    def save(self, path: Path) -> None:
+        """Write the file, readable by its owner alone; it appears whole or not at all."""
+        data = msgspec.msgpack.encode(
+            _File(
+                VERSION,
+                self.model,
+                self.config,
+                self.seed,
+                self.embedding_root,
+                {name: sums.astype("<u8").tobytes() for name, sums in self.sums.items()},
+                {name: v.astype("<i4").tobytes() for name, v in self.vectors.items()},
+                self.exponents,
+            )
+        )
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(_MAGIC + hashlib.sha256(data).digest() + data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path, model: ModelId | None = None) -> Secrets:
+        """Read a file that `save` wrote.
+
+        Raises:
+            ConfigurationError: it cannot be read, others may read it, it is damaged, or it was
+                made for another model than `model`.
+        """
+        file = _read(path)
+        if model is not None and file.model != model:
+            raise ConfigurationError(
+                f"the secrets in {path} are of model {file.model[:12]}…, not of {model[:12]}…: "
+                "make them again from that model's weights"
+            )
+        problem = _problem(file)
+        if problem is not None:
+            raise ConfigurationError(f"{path} holds no usable secrets: {problem}; make them again")
+        return cls(
+            file.model,
+            file.config,
+            file.seed,
+            file.embedding_root,
+            {n: np.frombuffer(s, "<u8").astype(np.uint64) for n, s in file.sums.items()},
+            {n: np.frombuffer(v, "<i4").astype(np.int64) for n, v in file.vectors.items()},
+            file.exponents,
+        )
+
+
+def build(model: StoredModel, progress: Progress | None = None) -> Secrets:
+    """Make secrets from the weights of a store, every tensor's hash checked, layer by layer.
+
+    Raises:
+        CorruptModel: a tensor is missing or has another hash.
+    """
+    count = model.layer_count
+
+    def blocks() -> Iterable[BlockWeights]:
+        for i in range(count):
+            yield load_block(model, LayerRange(i, i + 1))
+            if progress is not None:
+                progress(i + 1, count)
+
+    return from_weights(model.id, model.manifest.config, blocks())
+
+
+def from_weights(
+    model: ModelId,
+    config: DecoderConfig,
+    blocks: Iterable[BlockWeights],
+    seed: bytes | None = None,
+) -> Secrets:
+    """Make secrets from blocks of verified weights that make up a model.
+
+    `seed` is 32 bytes from the operating system's randomness unless a test gives one.
+    """
+    seed = secrets.token_bytes(SEED_BYTES) if seed is None else seed
+    made = Secrets(model, config, seed, b"", {}, {}, {})
+
+    def keep(name: str, tensor: tensors.Matrix | tensors.Vector) -> None:
+        made.exponents[name] = tensor.exponent
+        if isinstance(tensor, tensors.Vector):
+            made.vectors[name] = tensor.values.astype(np.int64)
+        else:
+            vector = secret_vector(seed, name, tensor.outputs)
+            made.sums[name] = weights_product(vector, tensor)
+
+    for block in blocks:
+        for i, layer in block.layer.items():
+            for part in fields(layer):
+                tensor = getattr(layer, part.name)
+                if tensor is not None:
+                    keep(f"layers.{i}.{part.name}", tensor)
+        if block.embedding is not None:
+            made.embedding_root = embedding_tree(block.embedding).root
+            made.exponents["embedding"] = block.embedding.exponent
+        if block.head is not None and block.final_norm is not None:
+            keep("head", block.head)
+            keep("final_norm", block.final_norm)
+    problem = _problem(_summary(made))
+    if problem is not None:
+        raise ConfigurationError(f"these blocks are not the whole model: {problem}")
+    return made
+
+
+def embedding_leaf(values: bytes, multipliers: bytes) -> bytes:
+    """Hash of one row of the embedding: int8 values and little-endian uint16 multipliers."""
+    return digest("light-embedding/1", values, multipliers)
+
+
+def embedding_tree(embedding: tensors.Matrix) -> Tree:
+    """The tree over an embedding's rows; a token's row is opened with it."""
+    multipliers = embedding.multipliers.astype("<u2")
+    return Tree(
+        [
+            embedding_leaf(values.tobytes(), scale.tobytes())
+            for values, scale in zip(embedding.values, multipliers, strict=True)
+        ]
+    )
+
+
+def _read(path: Path) -> _File:
+    try:
+        with path.open("rb") as opened:
+            if os.name == "posix" and os.fstat(opened.fileno()).st_mode & 0o077:
+                raise ConfigurationError(
+                    f"other users may read the secrets in {path}: run `chmod 600 {path}`, or "
+                    "make them again if someone may have seen them"
+                )
+            data = opened.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
+    head = len(_MAGIC) + HASH_BYTES
+    body = data[head:]
+    whole = len(data) <= MAX_BYTES and data.startswith(_MAGIC)
+    if not whole or hashlib.sha256(body).digest() != data[len(_MAGIC) : head]:
+        raise ConfigurationError(f"{path} is damaged or holds no secrets: make them again")
+    try:
+        file = msgspec.msgpack.decode(body, type=_File)
+    except msgspec.DecodeError as error:
+        raise ConfigurationError(f"{path} holds no secrets: {error}; make them again") from error
+    if file.version != VERSION:
+        raise ConfigurationError(
+            f"the secrets in {path} have version {file.version}; this program reads version "
+            f"{VERSION}: make them again"
+        )
+    return file
+
+
+def _summary(made: Secrets) -> _File:
+    """The file's form with sizes only, for `_problem`."""
+    return _File(
+        VERSION,
+        made.model,
+        made.config,
+        made.seed,
+        made.embedding_root,
+        {n: s.astype("<u8").tobytes() for n, s in made.sums.items()},
+        {n: v.astype("<i4").tobytes() for n, v in made.vectors.items()},
+        made.exponents,
+    )
+
+
+def _problem(file: _File) -> str | None:
+    """Why the secrets do not fit their own configuration, or None."""
+    shapes: dict[str, Any] = dict(tensor_shapes(file.config))
+    embedding = shapes.pop("embedding")
+    shapes["head"] = embedding
+    sums = {n: 8 * s[1] for n, s in shapes.items() if tensor_kind(n) == "matrix"}
+    vectors = {n: 4 * s[0] for n, s in shapes.items() if tensor_kind(n) != "matrix"}
+    if not is_hex(file.model, 32):
+        return "the model id is malformed"
+    if len(file.seed) != SEED_BYTES or len(file.embedding_root) != HASH_BYTES:
+        return "the seed or the embedding's root is missing"
+    if {n: len(s) for n, s in file.sums.items()} != sums:
+        return "the matrices' sums do not fit the configuration"
+    if {n: len(v) for n, v in file.vectors.items()} != vectors:
+        return "the norms and biases do not fit the configuration"
+    if file.exponents.keys() != shapes.keys() | {"embedding"}:
+        return "the exponents do not fit the configuration"
+    if not all(-256 <= e <= 256 for e in file.exponents.values()):
+        return "an exponent is outside ±256"
+    if any((np.frombuffer(s, "<u8") >= PRIME).any() for s in file.sums.values()):
+        return "a sum is not reduced"
+    return None
+
+
+assert GROUP == 32  # `embedding_leaf` commits to groups of this size
