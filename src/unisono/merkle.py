@@ -10,6 +10,7 @@ leaves: a contract checks a leaf with one SHA-256 per level and one more.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 from unisono.types import digest
 
@@ -30,6 +31,10 @@ def leaf_hash(data: bytes | bytearray | memoryview) -> bytes:
 def node_hash(left: bytes, right: bytes) -> bytes:
     """SHA-256 of 0x01 and both children."""
     return _sha256(b"\x01" + left + right).digest()
+
+
+Pairs = Callable[[bytes | bytearray], bytes]
+"""What makes the parents of an even number of nodes, both joined: `pair_hashes`, or faster."""
 
 
 def pair_hashes(nodes: bytes | bytearray) -> bytes:
@@ -90,10 +95,11 @@ def top_of(leaf: bytes, index: int, count: int, path: bytes | memoryview) -> byt
 class Accumulator:
     """The top of a tree whose leaves come in order, in memory for one hash per level."""
 
-    __slots__ = ("_pending", "count")
+    __slots__ = ("_pairs", "_pending", "count")
 
-    def __init__(self) -> None:
+    def __init__(self, pairs: Pairs = pair_hashes) -> None:
         self.count = 0
+        self._pairs = pairs
         self._pending: list[bytes] = []
 
     def extend(self, leaves: bytes) -> None:
@@ -106,7 +112,7 @@ class Accumulator:
             nodes = self._pending[level] + nodes
             even = len(nodes) - len(nodes) % _PAIR
             self._pending[level] = nodes[even:]
-            nodes = pair_hashes(nodes[:even])
+            nodes = self._pairs(nodes[:even])
             level += 1
 
     def top(self) -> bytes:
@@ -120,9 +126,10 @@ class Tree:
     Every question may be asked of the tree of any first `count` leaves.
     """
 
-    __slots__ = ("_levels",)
+    __slots__ = ("_levels", "_pairs")
 
-    def __init__(self, leaves: bytes = b"") -> None:
+    def __init__(self, leaves: bytes = b"", pairs: Pairs = pair_hashes) -> None:
+        self._pairs = pairs
         self._levels: list[bytearray] = [bytearray()]
         self.extend(leaves)
 
@@ -151,7 +158,7 @@ class Tree:
                 self._levels.append(bytearray())
             nodes, parents = self._levels[level], self._levels[level + 1]
             even = len(nodes) - len(nodes) % _PAIR
-            parents += pair_hashes(nodes[2 * len(parents) : even])
+            parents += self._pairs(nodes[2 * len(parents) : even])
             level += 1
 
     def truncate(self, count: int) -> None:

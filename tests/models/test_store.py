@@ -291,7 +291,12 @@ def test_a_manifest_that_is_none_is_found(copy: StoredModel, text: str) -> None:
         ModelStore(copy.path.parents[1]).get(copy.id)
 
 
-@pytest.mark.parametrize("changes", [{"numerics": 99}, {"tables": "00" * 32}], ids=str)
+OTHER_TABLES = dict.fromkeys(("cosine", "exp2", "gate", "log2"), "00" * 32)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"numerics": 99}, {"version": 3}, {"tables": OTHER_TABLES}, {"tables": {}}], ids=str
+)
 def test_a_model_of_other_numerics_must_be_converted_again(
     copy: StoredModel, changes: dict[str, Any]
 ) -> None:
@@ -300,6 +305,47 @@ def test_a_model_of_other_numerics_must_be_converted_again(
     (folder / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     with pytest.raises(CorruptModel, match="convert the model again"):
         ModelStore(folder.parents[1]).get(manifest.model_id)
+
+
+def test_a_model_of_the_first_version_says_what_to_do_and_is_converted_anew(
+    tiny_models: TinyModels, copy: StoredModel
+) -> None:
+    """Its manifest had no version, and one hash for each tensor's bytes."""
+    store = ModelStore(copy.path.parents[1])
+    document = json.loads((copy.path / "manifest.json").read_text())
+    del document["version"]
+    for entry in document["tensors"].values():
+        entry["sha256"] = entry.pop("root")
+    document["tables"] = "12" * 32
+    old = copy.path.rename(copy.path.with_name("ab" * 32))
+    (old / "manifest.json").write_text(json.dumps(document))
+    shutil.rmtree(store.root / "sources")  # notes of sources had other names
+    with pytest.raises(CorruptModel, match=r"version 1 and this program reads version 2; delete"):
+        store.get(ModelId("ab" * 32))
+    assert [m.id for m in store.list()] == [tiny_models.gemma.id]
+    assert store.ensure(str(tiny_models.folders["llama"])).id == copy.id
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"root": "zz" * 32},
+        {"root": ""},
+        {"shape": ()},
+        {"shape": (1, 2, 3)},
+        {"exponent": 1 << 40},
+        {"kind": "norm"},
+    ],
+    ids=str,
+)
+def test_a_tensor_that_cannot_be_one_is_refused(
+    copy: StoredModel, changes: dict[str, Any]
+) -> None:
+    document = json.loads((copy.path / "manifest.json").read_text())
+    document["tensors"]["layers.1.up"] |= changes
+    (copy.path / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(CorruptModel):
+        ModelStore(copy.path.parents[1]).get(copy.id)
 
 
 def test_a_manifest_whose_tensors_do_not_fit_its_configuration_is_refused(

@@ -156,6 +156,7 @@ async def test_a_chain_is_opened_as_a_ring() -> None:
         assert message.next == world.records[(i + 1) % 3].address
         assert (message.prompt, message.start, message.positions) == (4, 6, 12)
         assert message.resume == (6 if i == 2 else 0)
+        assert message.draft
         assert message.top_logprobs == (2 if i == 2 else -1)
     assert all(world.chain in world[i].users for i in range(3))
     world.chain.close()

@@ -16,12 +16,19 @@ if TYPE_CHECKING:
 
 def verify(
     receipt: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="RECEIPT",
             help="A file, - for stdin, or a URL such as http://HOST/v1/receipts/ID.",
         ),
-    ],
+    ] = None,
+    evidence: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Judge a file of evidence (- for stdin) instead of a receipt: who lied.",
+        ),
+    ] = None,
     api_key: o.ApiKey = None,
     as_json: o.Json = False,
     verbose: o.Verbose = False,
@@ -32,6 +39,9 @@ def verify(
     that signed it. An answer that a gateway's fallback fetched from outside the network is NOT
     VERIFIABLE. Exit code 0 for VALID, 1 for everything else.
 
+    With --evidence, says which node a file of evidence convicts, or that it proves nothing; no
+    weights are needed. Exit code 0 if somebody is convicted, 1 if not.
+
     [bold]Examples[/]
 
     [cyan]unisono verify receipt.json[/]
@@ -39,8 +49,15 @@ def verify(
     [cyan]unisono verify http://127.0.0.1:8000/v1/receipts/91ce58843b9a48dd185bd096f0879898[/]
 
     [cyan]curl -s $URL | unisono verify - --json | jq .verdict[/]
+
+    [cyan]unisono verify --evidence found.json[/]
     """
     del verbose
+    if (receipt is None) == (evidence is None):
+        raise typer.BadParameter("give a RECEIPT or --evidence FILE", param_hint="RECEIPT")
+    if receipt is None:
+        assert evidence is not None
+        raise typer.Exit(0 if _judge(evidence, as_json=as_json) else 1)
     import msgspec
 
     from unisono.cli.replay import replay_receipt, show_verdict
@@ -73,6 +90,25 @@ def verify(
     else:
         show_verdict(judgement)
     raise typer.Exit(0 if judgement.verdict == "VALID" else 1)
+
+
+def _judge(where: str, *, as_json: bool) -> bool:
+    """Print what a file of evidence shows; whether somebody is convicted."""
+    import msgspec
+    from rich.text import Text
+
+    from unisono.cli.terminal import out, printable
+    from unisono.verification import evidence
+
+    found = evidence.judge(evidence.from_json(_read_file(where, evidence.MAX_BYTES, "evidence")))
+    convicted = found.verdict == "INVALID"
+    if as_json:
+        report: dict[str, Any] = {"convicted": convicted, "message": found.message}
+        _print_json(report | {"fault": msgspec.to_builtins(found.fault)})
+        return convicted
+    head = ("CONVICTED", "bold red") if convicted else ("NOBODY CONVICTED", "bold yellow")
+    out.print(Text.assemble(head, f": {printable(found.message)}"), soft_wrap=True)
+    return convicted
 
 
 def _not_verifiable(receipt: UnverifiedReceipt, *, as_json: bool) -> None:
@@ -123,12 +159,20 @@ def _read(where: str, api_key: str | None) -> bytes:
             raise ReceiptError(f"'{where}' names no receipt: expected http://HOST/v1/receipts/ID")
         with GatewayClient(base, api_key) as client:
             return client.receipt(name)
+    return _read_file(where, MAX_BYTES, "receipt")
+
+
+def _read_file(where: str, limit: int, what: str) -> bytes:
+    """At most one byte more than `limit`, so that what reads it sees that it is too large."""
+    from unisono.errors import ReceiptError
+
     try:
         if where == "-":
-            return sys.stdin.buffer.read(MAX_BYTES + 1)
+            return sys.stdin.buffer.read(limit + 1)
         with Path(where).open("rb") as file:
-            return file.read(MAX_BYTES + 1)
+            return file.read(limit + 1)
     except OSError as error:
         raise ReceiptError(
-            f"cannot read the receipt {where}: {error.strerror}; give a file, a URL or -"
+            f"cannot read the {what} {where}: {error.strerror}; give a file"
+            + (", a URL or -" if what == "receipt" else " or -")
         ) from error

@@ -49,7 +49,7 @@ class FrontSettings(msgspec.Struct, frozen=True):
     model: str
     join: str | None = None
     """Addresses of members of the network, with commas between them; None: this is the first."""
-    view: int = 4096
+    view: int = 512
     """Records of nodes that it keeps: a gateway chooses among more nodes than others watch."""
     host: str = "127.0.0.1"
     port: int = 8000

@@ -10,35 +10,60 @@ from unisono.wire.messages import Rows, Tokens
 
 EARLY_SECONDS = 5.0
 EARLY_BYTES = 64 << 20
+"""Of all peers together. A peer that sends more than its share pushes out its own."""
 EARLY_MESSAGES = 4096
+"""Of one peer."""
 
 Early = tuple[NodeId, Rows | Tokens, bytes]
 
 
+class _Peer:
+    """What one peer sent too early."""
+
+    def __init__(self) -> None:
+        self.items: deque[tuple[float, SessionId, Early]] = deque()
+        self.bytes = 0
+
+    def drop_oldest(self) -> None:
+        self.bytes -= len(self.items.popleft()[2][2])
+
+
 class EarlyMessages:
-    """What came for sessions that are not open yet; the oldest goes first when it is too much."""
+    """What came for sessions that are not open yet. When it is too much, the oldest of the peer
+    that takes the most room goes first: nobody pushes out what others sent."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._items: deque[tuple[float, SessionId, Early]] = deque()
-        self._bytes = 0
+        self._peers: dict[NodeId, _Peer] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Memory held, apart from headers."""
+        return sum(peer.bytes for peer in self._peers.values())
 
     def put(self, session: SessionId, item: Early) -> None:
         """Keep a message and who sent it."""
         now = self._clock.monotonic()
-        self._items.append((now, session, item))
-        self._bytes += len(item[2])
-        while self._items and (
-            self._items[0][0] < now - EARLY_SECONDS
-            or self._bytes > EARLY_BYTES
-            or len(self._items) > EARLY_MESSAGES
-        ):
-            self._bytes -= len(self._items.popleft()[2][2])
+        peer = self._peers.setdefault(item[0], _Peer())
+        peer.items.append((now, session, item))
+        peer.bytes += len(item[2])
+        if len(peer.items) > EARLY_MESSAGES:
+            peer.drop_oldest()
+        for node, each in list(self._peers.items()):
+            while each.items and each.items[0][0] < now - EARLY_SECONDS:
+                each.drop_oldest()
+            if not each.items:
+                del self._peers[node]
+        while self.bytes > EARLY_BYTES:
+            max(self._peers.values(), key=lambda p: p.bytes).drop_oldest()
 
     def take(self, session: SessionId) -> list[Early]:
         """What came for a session that opens now, in order."""
-        found = [item for _, s, item in self._items if s == session]
-        if found:
-            self._items = deque(i for i in self._items if i[1] != session)
-            self._bytes -= sum(len(item[2]) for item in found)
+        found: list[Early] = []
+        for peer in self._peers.values():
+            mine = [item for _, s, item in peer.items if s == session]
+            if mine:
+                found += mine
+                peer.items = deque(i for i in peer.items if i[1] != session)
+                peer.bytes -= sum(len(item[2]) for item in mine)
         return found

@@ -48,6 +48,11 @@ class Flow:
         """What is guessed to follow the known tokens, sent or about to be."""
         self._pace = Pace()
         self._sent_at: dict[int, float] = {}
+        # A first hop that took another's place may be behind the last hop until it hears from it:
+        # wrong guesses would then replace right rows that the others are about to sign for.
+        opened = session.opened
+        fresh = opened.resume == 0 and opened.start == opened.prompt
+        self._in_step = session.is_last or fresh
         self._kept = 0
 
     async def run(self) -> None:
@@ -69,17 +74,10 @@ class Flow:
                     rows = session.usable(arrival)
                     values = None if rows is None else _decoded(rows)
                 except PeerCheating as error:
-                    self._give_up_previous(error)
+                    session.give_up_previous(error)
                     continue
                 if rows is not None and values is not None:
                     await self._compute_rows(rows, values)
-
-    def _give_up_previous(self, error: PeerCheating) -> None:
-        """The hop before broke the protocol: nothing more is taken from it, and this hop waits for
-        the gateway to put another in its place."""
-        self._session.report(error)
-        self._session.previous = None
-        self._session.inbox.forget()  # else who sent what follows would not be known any more
 
     async def _compute_rows(self, arrived: ArrivedRows, rows: Rows) -> None:
         session = self._session
@@ -150,7 +148,7 @@ class Flow:
     async def _guess(self, count: int) -> None:
         """Extend the guesses to `count`, as far as they are worth their rows."""
         session = self._session
-        if not session.opened.draft:
+        if not session.opened.draft or not self._in_step:
             return
         if self._drafter is None:
             self._drafter = Drafter(self._past)
@@ -174,7 +172,7 @@ class Flow:
         try:
             return self._absorb(arrival, position)
         except PeerCheating as error:
-            self._give_up_previous(error)
+            self._session.give_up_previous(error)
             # what came before the bad token counts: rows behind a wrong guess are void
             return min(position, len(self._session.in_hashes))
 
@@ -188,6 +186,7 @@ class Flow:
         if isinstance(arrival, Rewire):
             self._rewired()
         elif isinstance(arrival, Tokens):
+            self._in_step = True
             for token in arrival.tokens:
                 known = len(session.tokens)
                 if token.token >= self._engine.decoder.config.vocabulary_size:
@@ -196,11 +195,11 @@ class Flow:
                     if session.tokens[token.position] != token.token:
                         raise PeerCheating(f"another token for position {token.position}")
                     continue
-                # a first hop that took another's place may hear of tokens before it has caught up
-                opened = session.opened
-                takes_over = opened.resume > 0 or opened.start > opened.prompt
-                early = known > position and not takes_over
-                if token.position > known or early or session.ended:
+                # Whether this hop has sent the row before it does not matter: one that took
+                # another's place hears of tokens before it has caught up.
+                if session.ended:
+                    raise PeerCheating(f"a token for position {known} came after the answer's end")
+                if token.position > known:
                     raise PeerCheating(
                         f"a token for position {token.position} came before its turn: "
                         f"position {known} is next"

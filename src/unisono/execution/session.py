@@ -17,7 +17,9 @@ from unisono.types import Q16, SampledToken, SessionId, digest, stop_rule
 from unisono.wire.claims import TAG_BYTES, HopClaim, rows_root, tokens_root
 from unisono.wire.identity import Identity
 from unisono.wire.link import Link
-from unisono.wire.messages import Open, Rewire, Rewired, Tokens
+from unisono.wire.messages import Open, Rewire, Rewired, Rows, Tokens
+from unisono.wire.packing import unpack
+from unisono.wire.rows import NARROW
 
 
 def page_keys(tokens: Sequence[int], count: int) -> list[bytes]:
@@ -38,7 +40,22 @@ class ArrivedRows(msgspec.Struct, frozen=True):
     widths: bytes
     tokens: tuple[int, ...]
     body: memoryview
+    """Their canonical encoding."""
     hidden: int
+
+    @classmethod
+    def of(cls, message: Rows, body: memoryview, hidden: int) -> ArrivedRows:
+        """What a message brings.
+
+        Raises:
+            PeerCheating: its body is not what its header says.
+        """
+        count = len(message.widths)
+        if message.apart >= 0:
+            if message.widths != bytes((NARROW,)) * count:
+                raise PeerCheating("wide rows cannot be packed")
+            body = memoryview(unpack(body, count * hidden, message.apart))
+        return cls(message.position, message.widths, message.tokens, body, hidden)
 
     def first(self, count: int) -> ArrivedRows:
         """The first `count` of them."""
@@ -222,11 +239,6 @@ class HopSession:
             PeerCheating: rows leave a gap, go back too far, or have no tokens where they must.
         """
         position, count = arrived.position, len(arrived.widths)
-        if position + count > self.opened.positions:
-            raise PeerCheating(
-                f"rows up to position {position + count - 1} in a session of "
-                f"{self.opened.positions} positions"
-            )
         if self.is_last:
             known = len(self.tokens)
             if not arrived.tokens and position + count > self.opened.prompt:
@@ -252,6 +264,13 @@ class HopSession:
                 f"rows from position {position} replace more than {REACH_BACK} of {self._furthest}"
             )
         return arrived
+
+    def give_up_previous(self, error: PeerCheating) -> None:
+        """The hop before broke the protocol: nothing more is taken from it, and this hop waits for
+        the gateway to put another in its place."""
+        self.report(error)
+        self.previous = None
+        self.inbox.forget()  # else who sent what follows would not be known any more
 
     def cancel(self) -> None:
         """Stop what computes or moves for this session."""

@@ -259,8 +259,15 @@ class Worker:
             log.info("session %s: %s of %s dropped", session.id[:8], type(message).__name__, peer)
         elif isinstance(message, Rows):
             hidden = self._engine.decoder.config.hidden_size
-            rows = ArrivedRows(message.position, message.widths, message.tokens, body, hidden)
-            session.inbox.put(rows)
+            try:
+                if message.position + len(message.widths) > session.opened.positions:
+                    raise PeerCheating(
+                        f"rows up to position {message.position + len(message.widths) - 1} in a "
+                        f"session of {session.opened.positions} positions"
+                    )
+                session.inbox.put(ArrivedRows.of(message, body, hidden))
+            except PeerCheating as error:
+                session.give_up_previous(error)
         else:
             session.inbox.put(message)
 

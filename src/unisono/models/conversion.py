@@ -12,18 +12,20 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from unisono.models.config import tensor_shapes
+from unisono.models.fields import table_roots
 from unisono.models.manifest import (
+    MANIFEST_VERSION,
     NUMERICS_VERSION,
     Manifest,
     TensorEntry,
@@ -40,7 +42,7 @@ from unisono.models.quantise import (
 from unisono.models.safetensors_file import TensorWriter
 from unisono.models.source import ModelSource
 from unisono.models.store import Details, Progress, write_file
-from unisono.numerics import tables
+from unisono.models.tiles import matrix_leaves, root_of_leaves, tensor_root
 from unisono.numerics.tensors import GROUP
 
 PIECE = 1 << 20
@@ -75,7 +77,9 @@ def convert(source: ModelSource, root: Path, progress: Progress | None = None) -
     folder = Path(tempfile.mkdtemp(prefix="convert-", dir=root))
     try:
         entries = _store_tensors(source, folder, progress)
-        manifest = Manifest(NUMERICS_VERSION, tables.digest(), source.config, entries)
+        manifest = Manifest(
+            MANIFEST_VERSION, NUMERICS_VERSION, table_roots(), source.config, entries
+        )
         files = source.tokenizer_files()
         for file, data in files.items():
             write_file(folder / file, data)
@@ -132,7 +136,7 @@ def _store_vector(source: ModelSource, name: str, file: TensorWriter) -> TensorE
     vector = (quantise_norm if kind == "norm" else quantise_bias)(name, source.read(name))
     values = vector.values.astype(np.int32)
     file.write(name, values)
-    return TensorEntry(kind, values.shape, vector.exponent, hash_parts([values]))
+    return TensorEntry(kind, values.shape, vector.exponent, tensor_root([values]))
 
 
 def _store_matrix(
@@ -144,17 +148,18 @@ def _store_matrix(
     pieces = [range(i, min(i + step, shape[0])) for i in range(0, shape[0], step)]
     magnitudes = _in_order(pool, lambda rows: largest_magnitude(name, read(rows)), pieces)
     exponent = matrix_exponent(max(magnitudes))
-    state, held = hashlib.sha256(), list[NDArray[np.uint16]]()
-    for values, multipliers in _in_order(
-        pool, lambda rows: quantise_rows(read(rows), exponent), pieces
-    ):
-        file.write(f"{name}.values", values)
-        file.write(f"{name}.multipliers", multipliers)
-        state.update(_bytes(values))
-        held.append(multipliers)  # the hash takes them after all values
-    for multipliers in held:
-        state.update(_bytes(multipliers))
-    return TensorEntry("matrix", shape, exponent, state.hexdigest())
+
+    def stored(rows: range) -> tuple[NDArray[np.int8], NDArray[np.uint16], bytes]:
+        values, multipliers = quantise_rows(read(rows), exponent)
+        return values, multipliers, matrix_leaves(values, multipliers)
+
+    def written() -> Iterator[bytes]:
+        for values, multipliers, leaves in _in_order(pool, stored, pieces):
+            file.write(f"{name}.values", values)
+            file.write(f"{name}.multipliers", multipliers)
+            yield leaves
+
+    return TensorEntry("matrix", shape, exponent, root_of_leaves(written()))
 
 
 def _row_reader(source: ModelSource, name: str) -> _Rows:
@@ -185,16 +190,3 @@ def _same_files(made: Path, stored: Path) -> bool:
     known = {f.name: f.stat().st_size for f in stored.iterdir()}
     manifest = "manifest.json"
     return sizes == known and ((made / manifest).read_bytes() == (stored / manifest).read_bytes())
-
-
-def hash_parts(parts: Sequence[NDArray[Any]]) -> str:
-    """SHA-256 of arrays' bytes in row order, one after another, 64 hex digits; see
-    `TensorEntry`."""
-    state = hashlib.sha256()
-    for part in parts:
-        state.update(_bytes(part))
-    return state.hexdigest()
-
-
-def _bytes(part: NDArray[Any]) -> memoryview:
-    return memoryview(cast("Any", np.ascontiguousarray(part).reshape(-1)))

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from unisono.errors import ConfigurationError, CorruptModel
-from unisono.models.conversion import hash_parts
 from unisono.models.manifest import part_of
 from unisono.models.store import StoredModel
+from unisono.models.tiles import tensor_root
 from unisono.models.weights import BlockWeights, LayerWeights
 from unisono.numerics.tensors import BIAS_BITS, GROUP, WEIGHT_BITS, Matrix, Vector
 from unisono.types import LayerRange
@@ -60,29 +60,44 @@ def load_block(model: StoredModel, layers: LayerRange) -> BlockWeights:
     )
 
 
-def _tensor(model: StoredModel, name: str) -> Matrix | Vector:
+def read_parts(model: StoredModel, name: str) -> list[NDArray[Any]]:
+    """A tensor as it is stored: int8 values and int16 multipliers (their bits are unsigned) of a
+    matrix, or int32 values of a vector; hash checked.
+
+    Raises:
+        CorruptModel: the file is missing, or the tensor has another hash, dtype or shape.
+    """
     entry = model.manifest.tensors[name]
     file = model.path / f"{part_of(name)}.safetensors"
-    names = [f"{name}.values", f"{name}.multipliers"] if entry.kind == "matrix" else [name]
+    shapes = {name: (np.dtype(np.int32), entry.shape)}
+    if entry.kind == "matrix":
+        groups = (*entry.shape[:-1], entry.shape[-1] // GROUP)
+        shapes = {
+            f"{name}.values": (np.dtype(np.int8), entry.shape),
+            f"{name}.multipliers": (np.dtype(np.int16), groups),
+        }
     try:
         with safe_open(file, framework="np") as opened:  # type: ignore[no-untyped-call]
-            parts: list[NDArray[Any]] = [cast(Any, opened).get_tensor(n) for n in names]
+            parts: list[NDArray[Any]] = [cast(Any, opened).get_tensor(n) for n in shapes]
     except (SafetensorError, OSError) as error:
         raise CorruptModel(f"cannot read tensor '{name}' of {file}: {error}") from error
-    if hash_parts(parts) != entry.sha256 or parts[0].shape != entry.shape:
+    if [(p.dtype, p.shape) for p in parts] != [*shapes.values()]:
+        raise CorruptModel(f"tensor '{name}' of {file} is not stored in the canonical form")
+    if tensor_root(parts) != entry.root:
         raise CorruptModel(
             f"tensor '{name}' of {file} does not have the hash that the manifest commits "
             f"to: delete {model.path} and convert the model again"
         )
-    limit = {"norm": 1 << WEIGHT_BITS, "bias": 1 << BIAS_BITS}.get(entry.kind)
-    wanted = [np.int8, np.int16] if limit is None else [np.int32]
-    groups = (*entry.shape[:-1], entry.shape[-1] // GROUP)
-    if [p.dtype for p in parts] != wanted or (limit is None and parts[1].shape != groups):
-        raise CorruptModel(f"tensor '{name}' of {file} is not stored in the canonical form")
-    if limit is not None and parts[0].size and int(np.abs(parts[0]).max()) >= limit:
-        raise CorruptModel(f"tensor '{name}' of {file} holds a value of {limit} or more")
+    return parts
+
+
+def _tensor(model: StoredModel, name: str) -> Matrix | Vector:
+    entry, parts = model.manifest.tensors[name], read_parts(model, name)
     if entry.kind == "matrix":
         return Matrix(parts[0], parts[1].view(np.uint16), entry.exponent)
+    limit = 1 << (WEIGHT_BITS if entry.kind == "norm" else BIAS_BITS)
+    if parts[0].size and int(np.abs(parts[0]).max()) >= limit:
+        raise CorruptModel(f"tensor '{name}' of {model.path} holds a value of {limit} or more")
     return Vector(parts[0].astype(np.int64), entry.exponent)
 
 

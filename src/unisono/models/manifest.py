@@ -1,4 +1,4 @@
-"""The manifest: the list of hashes that a model id stands for."""
+"""The manifest: what a model id commits to (`models.fields`), down to the tiles of weights."""
 
 from __future__ import annotations
 
@@ -6,53 +6,72 @@ from typing import Literal
 
 import msgspec
 
-from unisono.errors import CorruptModel
+from unisono.errors import CorruptModel, UnsupportedModel
+from unisono.merkle import HASH_BYTES, seal
 from unisono.models.config import DecoderConfig, tensor_shapes
-from unisono.numerics import tables
-from unisono.types import ModelId, canonical, digest
+from unisono.models.fields import DOMAIN, field_tree, table_roots
+from unisono.types import ModelId, is_hex
 
 NUMERICS_VERSION = 1
 """Changes whenever the meaning of any canonical operator changes."""
+MANIFEST_VERSION = 2
+"""Changes whenever the form of the manifest or of the hashes in it changes."""
 
 
 class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One tensor: how to read its bytes, and their hash.
-
-    The hash is SHA-256 over the int8 values and then the uint16 multipliers of a matrix, or
-    over the int32 values of a vector, little-endian, in row order.
-    """
+    """One tensor: how to read its bytes, and the root of its tiles (`models.tiles`)."""
 
     kind: Literal["matrix", "norm", "bias"]
     shape: tuple[int, ...]
     exponent: int
-    sha256: str
+    root: str
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Architecture, numerics version, table hash, and every tensor in `tensor_shapes` order."""
+    """Architecture, numerics version, roots of the tables, and every tensor in `tensor_shapes`
+    order."""
 
+    version: int
     numerics: int
-    tables: str
+    tables: dict[str, str]
     config: DecoderConfig
     tensors: dict[str, TensorEntry]
 
     @property
     def model_id(self) -> ModelId:
-        """64 hex digits: two manifests with the same id compute the same tokens."""
-        return ModelId(digest("model/1", canonical(self)).hex())
+        """64 hex digits, the root over all fields: two manifests with the same id compute the
+        same tokens.
+
+        Raises:
+            CorruptModel: a hash or a number in it is none.
+        """
+        hashes = [*self.tables.values(), *(entry.root for entry in self.tensors.values())]
+        if not all(is_hex(root, HASH_BYTES) for root in hashes):
+            raise CorruptModel("a root in the manifest is not 64 hex digits")
+        if not all(len(entry.shape) in (1, 2) for entry in self.tensors.values()):
+            raise CorruptModel("a tensor in the manifest is neither a matrix nor a vector")
+        try:
+            tree = field_tree(self)
+        except (OverflowError, ValueError, UnsupportedModel) as error:
+            raise CorruptModel(f"a field of the manifest is out of range: {error}") from error
+        return ModelId(seal(DOMAIN, len(tree), tree.top()).hex())
 
     def check(self) -> None:
         """Whether this program can run the model exactly.
 
         Raises:
-            CorruptModel: other tables, another numerics version, or tensors that do not
+            CorruptModel: another form or numerics version, other tables, or tensors that do not
                 fit the configuration.
         """
-        if self.numerics != NUMERICS_VERSION or self.tables != tables.digest():
+        if (self.version, self.numerics) != (MANIFEST_VERSION, NUMERICS_VERSION):
             raise CorruptModel(
-                f"the manifest is of numerics version {self.numerics} with tables "
-                f"{self.tables[:12]}…; this program has version {NUMERICS_VERSION} with tables "
-                f"{tables.digest()[:12]}…: convert the model again"
+                f"the manifest has version {self.version} and numerics version {self.numerics}; "
+                f"this program has {MANIFEST_VERSION} and {NUMERICS_VERSION}: convert the model "
+                "again"
+            )
+        if self.tables != table_roots():
+            raise CorruptModel(
+                "the manifest commits to other tables than this program's: convert the model again"
             )
         expected = tensor_shapes(self.config)
         if list(self.tensors) != list(expected):
@@ -64,6 +83,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     f"tensor '{name}' has shape {entry.shape}; the configuration expects "
                     f"{expected[name]}"
                 )
+            if entry.kind != tensor_kind(name):
+                raise CorruptModel(f"tensor '{name}' is stored as a {entry.kind}")
             if not -256 <= entry.exponent <= 256:
                 raise CorruptModel(f"tensor '{name}' has exponent {entry.exponent}")
 

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from unisono.errors import CorruptModel
 from unisono.models.catalog import open_source, source_fingerprint
-from unisono.models.manifest import NUMERICS_VERSION, Manifest
+from unisono.models.manifest import MANIFEST_VERSION, NUMERICS_VERSION, Manifest
 from unisono.numerics import tables
 from unisono.types import ModelId, is_hex
 
@@ -55,7 +55,7 @@ class StoredModel:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.manifest = read_struct(path / "manifest.json", Manifest)
+        self.manifest = _read_manifest(path / "manifest.json")
         self.details = read_struct(path / "details.json", Details)
         self.id = self.manifest.model_id
         if self.id != path.name:
@@ -162,9 +162,29 @@ class ModelStore:
 
     def _entry(self, fingerprint: str) -> Path:
         key = hashlib.sha256(
-            f"{NUMERICS_VERSION}/{tables.digest()}/{fingerprint}".encode()
+            f"{MANIFEST_VERSION}/{NUMERICS_VERSION}/{tables.digest()}/{fingerprint}".encode()
         ).hexdigest()
         return self.root / "sources" / f"{key}.json"
+
+
+class _Version(msgspec.Struct, frozen=True):
+    """What every version of a manifest has, the first excepted."""
+
+    version: int = 1
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        return read_struct(path, Manifest)
+    except CorruptModel:
+        found = read_struct(path, _Version).version
+        if found == MANIFEST_VERSION:
+            raise
+        raise CorruptModel(
+            f"cannot read {path}: it has version {found} and this program reads version "
+            f"{MANIFEST_VERSION}; delete {path.parent} and convert the model again from its "
+            "source, e.g. with 'unisono models add FILE_OR_FOLDER_OR_HUB_ID'"
+        ) from None
 
 
 def read_struct(path: Path, kind: type[_T]) -> _T:

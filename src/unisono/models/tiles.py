@@ -2,8 +2,8 @@
 
 A tile of a matrix is `TILE` consecutive weights of one output row (the last of a row may be
 shorter) with the multipliers of their groups: what a referee needs to recompute one chunk of a
-product. A tile of a norm or bias is `VECTOR_TILE` consecutive values. A matrix of n rows and c
-columns has ceil(c / 640) tiles per row; the tile at column 640 t of row i is leaf i · ceil(c / 640) + t.
+product. A tile of a norm or bias is `VECTOR_TILE` consecutive values. A matrix of c columns has
+ceil(c / 640) tiles per row; the tile at column 640 t of row i is leaf i · ceil(c / 640) + t.
 
     leaf data, matrix: int8 values, then uint16 multipliers, little-endian (at most 680 bytes)
     leaf data, vector: int32 values, little-endian (at most 256 bytes)
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,8 @@ def matrix_leaves(values: NDArray[np.int8], multipliers: NDArray[Any]) -> bytes:
         stop = min(start + step, rows)
         leaves = np.empty((stop - start, count, 32), np.uint8)
         for tile in range(count):
-            leaves[:, tile] = _hashed(_laid_out(values, multipliers, slice(start, stop), tile))
+            messages = _laid_out(values, multipliers, slice(start, stop), tile)
+            leaves[:, tile] = hashing.hash_rows(0, messages)
         parts.append(leaves.tobytes())
     return b"".join(parts)
 
@@ -68,12 +69,11 @@ def matrix_leaves(values: NDArray[np.int8], multipliers: NDArray[Any]) -> bytes:
 def _laid_out(
     values: NDArray[np.int8], multipliers: NDArray[Any], rows: slice, tile: int
 ) -> _Bytes:
-    """What is hashed of one tile per row: 0x00, values, multipliers; uint8 [rows, bytes]."""
+    """One tile per row, values before multipliers: uint8 [rows, bytes]."""
     part = np.ascontiguousarray(values[rows, tile * TILE : (tile + 1) * TILE])
     groups = slice(tile * TILE // GROUP, (tile + 1) * TILE // GROUP)
     scales = np.ascontiguousarray(multipliers[rows, groups]).view(np.uint8)
-    prefix = np.zeros((len(part), 1), np.uint8)
-    return np.concatenate([prefix, part.view(np.uint8), scales], axis=1)
+    return np.concatenate([part.view(np.uint8), scales], axis=1)
 
 
 def vector_leaves(values: NDArray[np.int32]) -> bytes:
@@ -94,7 +94,7 @@ def tensor_leaves(parts: Sequence[NDArray[Any]]) -> bytes:
 def leaf_bytes(parts: Sequence[NDArray[Any]], row: int, tile: int) -> bytes:
     """The data of one leaf of a stored tensor; a vector is row 0."""
     if len(parts) == 2:
-        return _laid_out(parts[0], parts[1], slice(row, row + 1), tile)[0, 1:].tobytes()
+        return _laid_out(parts[0], parts[1], slice(row, row + 1), tile).tobytes()
     return parts[0][tile * VECTOR_TILE : (tile + 1) * VECTOR_TILE].tobytes()
 
 
@@ -103,21 +103,14 @@ def tensor_root(parts: Sequence[NDArray[Any]]) -> str:
     return root_of_leaves([tensor_leaves(parts)])
 
 
-def root_of_leaves(leaves: Sequence[bytes] | Iterator[bytes]) -> str:
+def root_of_leaves(leaves: Iterable[bytes]) -> str:
     """The same from leaf hashes that come piece by piece."""
-    tree = Accumulator()
+    tree = Accumulator(pairs)
     for piece in leaves:
         tree.extend(piece)
     return seal(DOMAIN, tree.count, tree.top()).hex()
 
 
-def _hashed(messages: _Bytes) -> _Bytes:
-    """SHA-256 of each row of uint8 [n, bytes]: uint8 [n, 32]."""
-    compiled = hashing.load()
-    if compiled is not None:
-        return compiled.hash_rows(messages)
-    view, size = memoryview(messages).cast("B"), messages.shape[1]
-    hashed = b"".join(
-        [hashlib.sha256(view[i : i + size]).digest() for i in range(0, len(view), size)]
-    )
-    return np.frombuffer(hashed, np.uint8).reshape(-1, 32)
+def pairs(nodes: bytes | bytearray) -> bytes:
+    """`merkle.pair_hashes` in one call."""
+    return hashing.hash_rows(1, np.frombuffer(nodes, np.uint8).reshape(-1, 64)).tobytes()

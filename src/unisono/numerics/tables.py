@@ -144,6 +144,12 @@ _TABLES = {
     "cosine": cosine_values,
     "log2": log2_values,
 }
+NAMES = tuple(sorted(_TABLES))
+
+
+def values(name: str) -> tuple[int, ...]:
+    """A table's entries. `name`: exp2, gate, cosine or log2."""
+    return _TABLES[name]()
 
 
 @cache

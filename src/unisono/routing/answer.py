@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from unisono.errors import AnswerInterrupted, NetworkError
 from unisono.routing.chain import Chain, HopLeaving, HopLost, HopRefused
 from unisono.routing.experience import Trial
+from unisono.routing.territory import Territory
 from unisono.types import GenerationRequest, NodeId, SampledToken, is_complete
 from unisono.wire.claims import HopClaim
+from unisono.wire.votes import Vote
 
 if TYPE_CHECKING:
     from unisono.routing.swarm import Swarm
@@ -45,8 +47,19 @@ class RoutedAnswer:
     it is ahead, or the first is lost.
     """
 
-    def __init__(self, swarm: Swarm, request: GenerationRequest, top_logprobs: int) -> None:
+    votes: tuple[Vote, ...] = ()
+    """See `Answer.votes`."""
+
+    def __init__(
+        self,
+        swarm: Swarm,
+        request: GenerationRequest,
+        top_logprobs: int,
+        territory: Territory | None = None,
+    ) -> None:
+        """`territory`: which nodes other chains have, if they may not be shared."""
         self._swarm = swarm
+        self._territory = territory or Territory()
         self._request = request
         self._top_logprobs = top_logprobs
         self._tokens: list[int] = []
@@ -84,7 +97,7 @@ class RoutedAnswer:
 
     async def _open(self, avoid: frozenset[NodeId]) -> Attempt:
         attempt = await self._swarm.attempt(
-            self._request, tuple(self._tokens), self._top_logprobs, avoid
+            self._request, tuple(self._tokens), self._top_logprobs, avoid, self._territory
         )
         self._spawn(self._listen(attempt))
         return attempt
@@ -217,7 +230,7 @@ class RoutedAnswer:
                         f"the answer failed {self._attempts} times, last: {lost}"
                     )
                 try:
-                    if not await self._swarm.mend(attempt, positions, self._avoid):
+                    if not await self._swarm.mend(attempt, positions, self._avoid, self._territory):
                         break
                 except HopLost as error:
                     self._attempts += 1
@@ -261,6 +274,17 @@ class RoutedAnswer:
                     return claims
         finally:
             await self.cancel()
+
+    async def testify(self, tokens: int) -> tuple[HopClaim, ...]:
+        """What the hops sign of the first `tokens` tokens of an answer that is given up: nobody
+        is replaced, and the nodes are not credited. Cancel afterwards.
+
+        Raises:
+            HopLost: a hop does not sign.
+        """
+        if self._first is None:
+            return ()
+        return await self._first.chain.finish(tokens)
 
     async def _repeat_last(self, expected: int) -> None:
         """Wait for a new chain's first token, which was known before.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -98,6 +99,8 @@ class Chain:
         self.session = SessionId(secrets.token_hex(16))
         self.lost: dict[int, HopLost] = {}
         """Hops that have to be replaced, by index."""
+        self.failures: dict[NodeId, HopLost | HopRefused] = {}
+        """Why hops could not be opened the last time."""
         self.beyond_repair = False
         """Whether a hop's journal no longer has what a replacement would need."""
         self._former: set[NodeId] = set()
@@ -181,18 +184,26 @@ class Chain:
 
     async def _enlist(self, resume: Mapping[int, int]) -> None:
         """Open the session on hops; each begins to send at its position in `resume`."""
-        reached = await asyncio.gather(*(self._reach(i) for i in resume), return_exceptions=True)
-        for outcome in reached:
-            if isinstance(outcome, BaseException):
-                raise outcome
+        self.failures = {}
+        await self._all(self._reach(i) for i in resume)
         replies = [(i, self._expect(i, Opened)) for i in resume]
         for index, position in resume.items():
             message, body = self._opening(index, position)
             link = self._links[index]
             assert link is not None
             link.post(message, body)
-        for index, reply in replies:
-            await self._await(index, reply, "did not open the session")
+        await self._all(self._await(i, reply, "did not open the session") for i, reply in replies)
+
+    async def _all(self, steps: Iterable[Coroutine[Any, Any, object]]) -> None:
+        """Run steps side by side. All that fail are kept in `failures`, so that a request learns
+        at once of every hop that is no good; the first is raised."""
+        outcomes = await asyncio.gather(*steps, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, HopLost | HopRefused):
+                self.failures.setdefault(outcome.node, outcome)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     async def _reach(self, index: int) -> None:
         hop = self.hops[index]
@@ -231,6 +242,8 @@ class Chain:
             max_tokens=request.max_tokens,
             stop_tokens=request.stop_tokens,
             top_logprobs=self._top_logprobs if last else -1,
+            # One that takes the first hop's place is behind the others: its wrong guesses would
+            # replace right rows of theirs, which they may be about to sign.
             draft=self._draft,
         )
         ends = index == 0 or last

@@ -88,6 +88,12 @@ class Experience:
         """Begin an attempt over a path; its sessions weigh on choices until `Trial.close`."""
         return Trial(self, path, costs, positions, keys)
 
+    def dissented(self, path: Path) -> None:
+        """A majority of a quorum computed another answer than these nodes did."""
+        deed = Deed.DISSENTED if len(path) == 1 else Deed.DOUBTED
+        for record in path:
+            self.reputation.saw(record, deed)
+
     def answered(self, tokens: int, loops: int) -> None:
         """An answer of so many tokens has ended, which went around its chain `loops` times."""
         self._typical += _GAIN * (tokens - self._typical)

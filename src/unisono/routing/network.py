@@ -9,6 +9,7 @@ import msgspec
 
 from unisono.types import GenerationRequest, LayerRange, ModelId, NodeId, SampledToken
 from unisono.wire.claims import HopClaim
+from unisono.wire.votes import Vote
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -45,14 +46,22 @@ class Answer(Protocol):
 
     @property
     def attempts(self) -> int:
-        """Chains that were opened; more than one means that a hop was replaced."""
+        """Chains that were opened; more than one means that a hop was replaced. Of a quorum, one
+        and the replacements in any of its chains."""
+        ...
+
+    @property
+    def votes(self) -> tuple[Vote, ...]:
+        """Of a quorum, once `finish` has ended: what each chain said, first the one whose claims
+        `finish` returned. Else empty."""
         ...
 
     def __aiter__(self) -> AsyncIterator[SampledToken]:
         """Tokens in order, until a stop token (which is yielded) or `max_tokens`.
 
         Raises:
-            AnswerInterrupted: a hop was lost and none replaces it.
+            AnswerInterrupted: a hop was lost and none replaces it, or no majority of a quorum
+                agrees.
         """
         ...
 
@@ -60,7 +69,7 @@ class Answer(Protocol):
         """Accept the first `tokens` tokens, release the nodes, and return one claim per hop.
 
         Raises:
-            AnswerInterrupted: a hop does not sign.
+            AnswerInterrupted: a hop does not sign, or no majority of a quorum does.
         """
         ...
 
@@ -72,11 +81,16 @@ class Answer(Protocol):
 class Network(Protocol):
     """Nodes that together hold models."""
 
-    async def open(self, request: GenerationRequest, *, top_logprobs: int = -1) -> Answer:
+    async def open(
+        self, request: GenerationRequest, *, top_logprobs: int = -1, quorum: int = 1
+    ) -> Answer:
         """Reserve a chain and start the answer. `top_logprobs` < 0: no log probabilities.
 
+        `quorum`: so many chains without a common node compute it, and its tokens are those of
+        more than half of them.
+
         Raises:
-            CoverageMissing: a layer of `request.model` has no holder.
+            CoverageMissing: a layer of `request.model` has no holder, or too few for the quorum.
             CapacityMissing: all holders of some layer are full.
             NetworkUnreachable: no node is known at all.
         """

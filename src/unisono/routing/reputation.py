@@ -49,6 +49,10 @@ class Deed(Enum):
     """The node lacks layers that its record says it holds."""
     PRICE_BROKEN = "price_broken"
     """The node asks for more than its record says."""
+    DISSENTED = "dissented"
+    """The node alone computed an answer of which a majority of a quorum computed another."""
+    DOUBTED = "doubted"
+    """As one of several hops; nobody knows yet which of them it was."""
 
 
 BLAME = {
@@ -60,6 +64,8 @@ BLAME = {
     Deed.UNREACHABLE: 5.0,
     Deed.NOT_HELD: 3.0,
     Deed.PRICE_BROKEN: 6.0,
+    Deed.DISSENTED: 24.0,
+    Deed.DOUBTED: 3.0,
 }
 """What a deed weighs against the sessions that a node completed, each of which weighs one."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,7 +24,9 @@ from unisono.routing.health import status_of
 from unisono.routing.network import NodeStatus
 from unisono.routing.paths import Path, best_path, ranked_paths, standbys
 from unisono.routing.prefixes import prefix_keys
-from unisono.types import GenerationRequest, ModelId, NodeId, SessionId
+from unisono.routing.quorum import QuorumAnswer
+from unisono.routing.territory import Territory
+from unisono.types import GenerationRequest, LayerRange, ModelId, NodeId, SessionId
 from unisono.wire.link import Link, Links
 from unisono.wire.messages import Claimed, Message
 from unisono.wire.records import NodeRecord
@@ -102,9 +105,25 @@ class Swarm:
         self.hedged = 0
         """Answers for which a second chain is open since the first token was late."""
 
-    async def open(self, request: GenerationRequest, *, top_logprobs: int = -1) -> RoutedAnswer:
+    async def open(
+        self, request: GenerationRequest, *, top_logprobs: int = -1, quorum: int = 1
+    ) -> RoutedAnswer | QuorumAnswer:
         """See `Network.open`."""
-        answer = RoutedAnswer(self, request, top_logprobs)
+        if quorum == 1:
+            return await self.route(request, top_logprobs)
+        answer = QuorumAnswer(self, request, top_logprobs, quorum)
+        await answer.start()
+        return answer
+
+    async def route(
+        self, request: GenerationRequest, top_logprobs: int, territory: Territory | None = None
+    ) -> RoutedAnswer:
+        """An answer over one chain, which has no node in common with foreign territories.
+
+        Raises:
+            CoverageMissing, CapacityMissing, NetworkUnreachable: as `Network.open`.
+        """
+        answer = RoutedAnswer(self, request, top_logprobs, territory)
         await answer.start()
         self._answers.add(answer)
         return answer
@@ -185,10 +204,13 @@ class Swarm:
         generated: Sequence[int],
         top_logprobs: int,
         avoid: frozenset[NodeId],
+        territory: Territory,
     ) -> Attempt:
         """Choose a chain and open it; hops that fail are left out and the choice repeated.
 
-        Hops that refuse are left out too, and asked again when no others are left.
+        Hops that refuse are left out too, and asked again when no others are left. Where
+        territories divide the nodes, one that holds the whole model comes before any chain of
+        several: it alone answers for what it says.
 
         Raises:
             NetworkUnreachable, CoverageMissing, CapacityMissing: no chain is left.
@@ -208,8 +230,12 @@ class Swarm:
             # after a failure nodes that proved themselves come first
             costs = self.experience.costs(tokens, left, keys=keys, retry=bool(failed))
             records = self.members.records()
-            path = best_path(records, request.model, count, positions, costs, failed)
-            return path, costs
+            failed |= territory.foreign()
+            if not territory.alone:
+                whole = [r for r in records if r.layers == LayerRange(0, count)]
+                with suppress(NetworkError):
+                    return best_path(whole, request.model, count, positions, costs, failed), costs
+            return best_path(records, request.model, count, positions, costs, failed), costs
 
         for number in range(MAX_ATTEMPTS):
             try:
@@ -236,23 +262,27 @@ class Swarm:
             attempt = Attempt(chain, trial)
             self._chains[chain.session] = chain
             chain.on_tokens = trial.arrived
+            taken = territory.take(path)
             try:
                 await chain.open()
             except (HopRefused, HopLost) as error:
                 log.info("attempt %d: %s", number + 1, error)
-                if isinstance(error, HopRefused):
-                    trial.refused(error.node, error.code)
-                    refusing |= {error.node}
-                    if error.code == "capacity":
-                        full = CapacityMissing(str(error))
-                else:
-                    trial.lost(error.node)
-                    self.members.suspect(error.node)
-                    avoid |= {error.node}
+                for failure in ({error.node: error} | chain.failures).values():
+                    if isinstance(failure, HopRefused):
+                        trial.refused(failure.node, failure.code)
+                        refusing |= {failure.node}
+                        if failure.code == "capacity":
+                            full = CapacityMissing(str(failure))
+                    else:
+                        trial.lost(failure.node)
+                        self.members.suspect(failure.node)
+                        avoid |= {failure.node}
                 self.release(attempt)
+                territory.leave(taken)
                 continue
             except BaseException:
                 self.release(attempt)
+                territory.leave(taken)
                 raise
             trial.opened()
             return attempt
@@ -260,7 +290,13 @@ class Swarm:
             f"no chain of nodes opened a session in {MAX_ATTEMPTS} attempts"
         )
 
-    async def mend(self, attempt: Attempt, positions: int, avoid: frozenset[NodeId]) -> bool:
+    async def mend(
+        self,
+        attempt: Attempt,
+        positions: int,
+        avoid: frozenset[NodeId],
+        territory: Territory,
+    ) -> bool:
         """Replace a chain's lost hops by others that hold the same layers; False if there are
         none for some of them.
 
@@ -272,6 +308,7 @@ class Swarm:
             return False
         path = tuple(chain.hops)
         lost = {path[i].node for i in chain.lost}
+        avoid |= territory.foreign()
         records = [r for r in self.members.records() if r.node not in avoid | lost]
         found = standbys(path, records, positions, trial.costs, avoid)
         new = {i: standby for i in chain.lost if (standby := found[i]) is not None}
@@ -279,5 +316,6 @@ class Swarm:
             return False
         # first, so that a new hop that fails at once is known to have been part of the attempt
         trial.replaced(tuple(new.get(i, hop) for i, hop in enumerate(path)))
+        territory.take(new.values())
         await chain.replace(new)
         return True

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from unisono.models.store import StoredModel
 from unisono.models.tokenizer import Tokenizer
-from unisono.types import is_complete, request_hash, stop_rule
+from unisono.types import LayerRange, is_complete, request_hash, stop_rule
 from unisono.verification.receipt import Receipt
 from unisono.verification.verdict import Fault, fault_of
-from unisono.wire.claims import tokens_root
+from unisono.wire.claims import EPOCH_DRIFT, TAG_BYTES, rows_root, token_hash, tokens_root
 
 _TOKEN_LIMIT = 1 << 32
 _NUMBER_LIMIT = 1 << 62
@@ -42,16 +44,53 @@ def check_form(receipt: Receipt, model: StoredModel | None = None) -> Fault | No
     return (
         _check_chain(receipt)
         or _check_tokens(receipt, model)
-        or (
-            None
-            if receipt.signature_is_good()
-            else Fault(
-                "gateway_signature",
-                f"broken signature: the gateway {receipt.gateway[:16]}… did not sign these "
-                "contents; some field was altered",
-            )
-        )
+        or _check_gateway(receipt)
+        or _check_prompt(receipt)
+        or _check_neighbours(receipt)
     )
+
+
+def _check_gateway(receipt: Receipt) -> Fault | None:
+    if receipt.signature_is_good():
+        return None
+    return Fault(
+        "gateway_signature",
+        f"broken signature: the gateway {receipt.gateway[:16]}… did not sign these contents; some "
+        "field was altered",
+    )
+
+
+def _check_prompt(receipt: Receipt) -> Fault | None:
+    """What went into the first hop are the tokens: nothing needs to be computed."""
+    first = receipt.hops[0]
+    tokens = [*receipt.request.prompt, *receipt.tokens[:-1]]
+    if first.rows_in == rows_root([token_hash(t) for t in tokens]):
+        return None
+    return fault_of(
+        first,
+        "rows_in",
+        f"hop 0 (layers {first.layers}, node {first.node}) signed other rows in than the request's "
+        "tokens: it answered another prompt",
+    )
+
+
+def _check_neighbours(receipt: Receipt) -> Fault | None:
+    """Rows that one hop signed as sent and the next as received are the same, or one of them lies.
+
+    Nothing here shows which: the sender may have sent other rows than it signed, or the receiver
+    signed others than it got.
+    """
+    for before, after in pairwise(receipt.hops):
+        if before.rows_out != after.rows_in:
+            return Fault(
+                "rows_disagree",
+                f"hops {before.hop} (layers {before.layers}, node {before.node}) and {after.hop} "
+                f"(layers {after.layers}, node {after.node}) signed different rows between them: "
+                "one of the two lied",
+                layers=LayerRange(before.layers.start, after.layers.stop),
+                suspects=(before.node, after.node),
+            )
+    return None
 
 
 def _out_of_bounds(receipt: Receipt) -> str | None:
@@ -69,7 +108,7 @@ def _out_of_bounds(receipt: Receipt) -> str | None:
         "attempts": receipt.attempts,
     }
     for claim in receipt.hops:
-        facts = (claim.hop, claim.layers.start, claim.layers.stop, claim.positions)
+        facts = (claim.hop, claim.layers.start, claim.layers.stop, claim.positions, claim.epoch)
         numbers |= dict.fromkeys([f"a number in the claim of hop {claim.hop}"], max(facts))
         if min(facts) < 0:
             return f"a number in the claim of hop {claim.hop} is negative"
@@ -94,6 +133,10 @@ def _check_chain(receipt: Receipt) -> Fault | None:
             problem = "it was signed for another gateway"
         elif claim.session != receipt.hops[0].session:
             problem = "it is of another session than the first hop's"
+        elif len(claim.out_tags) != TAG_BYTES * positions:
+            problem = f"{len(claim.out_tags)} bytes of tags for {positions} positions"
+        elif abs(claim.epoch - receipt.hops[0].epoch) > 2 * EPOCH_DRIFT:
+            problem = f"epoch {claim.epoch} where the first hop's is {receipt.hops[0].epoch}"
         if problem:
             return fault_of(claim, "claims_inconsistent", f"hop {index}'s claim: {problem}")
         layer = claim.layers.stop

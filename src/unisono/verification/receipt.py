@@ -5,12 +5,14 @@ from __future__ import annotations
 import binascii
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from unisono.errors import ReceiptError
 from unisono.types import GenerationRequest, NodeId, canonical, digest, is_hex
 from unisono.verification.unverified import UnverifiedReceipt
 from unisono.wire.claims import HopClaim
 from unisono.wire.identity import Identity, verify_signature
+from unisono.wire.votes import Quorum
 
 VERSION = 1
 MAX_BYTES = 16 << 20
@@ -36,6 +38,9 @@ class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first_token_us: int
     attempts: int
     """Chains that were tried; more than one means that a hop was replaced."""
+    quorum: Quorum | UnsetType = UNSET
+    """The other chains, if several computed the answer. Absent in all encodings, those that are
+    signed included, where one did."""
     signature: bytes = b""
 
     @property

@@ -15,10 +15,11 @@ from unisono.errors import CorruptModel
 from unisono.models.decoder import Decoder, Draw, Rows, Segment, make_decoder
 from unisono.models.loading import load_block
 from unisono.models.store import ModelStore, StoredModel
+from unisono.types import LayerRange
 from unisono.verification.form import check_form
 from unisono.verification.receipt import Receipt
 from unisono.verification.verdict import Fault, Verdict, fault_of
-from unisono.wire.claims import TAG_BYTES, HopClaim, row_hash, rows_root, token_hash
+from unisono.wire.claims import TAG_BYTES, HopClaim, row_hash, rows_root
 from unisono.wire.rows import encode_rows
 
 _ROWS = 256
@@ -44,7 +45,10 @@ def verify(receipt: Receipt, store: ModelStore, progress: Progress | None = None
             return Verdict("INVALID", fault, fault.message)
         return Verdict("INCONCLUSIVE", message=f"unknown model: {error}")
     try:
-        fault = check_form(receipt, model) or _replay(receipt, model, progress)
+        fault = check_form(receipt, model)
+        if fault is None or fault.kind == "rows_disagree":
+            # of two hops that disagree, the weights may show that the first computed something else
+            fault = _replay(receipt, model, progress) or fault
     except CorruptModel as error:
         return Verdict("INCONCLUSIVE", message=f"damaged model: {error}")
     seconds = time.perf_counter() - started
@@ -69,7 +73,7 @@ def _replay(receipt: Receipt, model: StoredModel, progress: Progress | None) -> 
     problem = request.sampling.problem(vocabulary)
     if problem is not None:
         return Fault("malformed", f"malformed receipt: {problem}")
-    incoming = [token_hash(t) for t in tokens]
+    confirmed: HopClaim | None = None
     rows: Rows | None = None
     for claim in receipt.hops:
         decoder = make_decoder(model.manifest.config, load_block(model, claim.layers))
@@ -77,13 +81,13 @@ def _replay(receipt: Receipt, model: StoredModel, progress: Progress | None) -> 
             rows = _forward(decoder, tokens if rows is None else rows)
             _, encoded = encode_rows(rows)
             outgoing = [row_hash(row) for row in encoded]
-            if claim.rows_in != rows_root(incoming):
-                return _wrong_input(receipt, claim)
+            if confirmed is not None and claim.rows_in != confirmed.rows_out:
+                return _wrong_input(confirmed, claim)
             if claim.rows_out != rows_root(outgoing) or claim.out_tags != b"".join(
                 h[:TAG_BYTES] for h in outgoing
             ):
                 return _wrong_output(claim, outgoing)
-            incoming = outgoing
+            confirmed = claim
             if claim is receipt.hops[-1]:
                 return _check_sampling(receipt, claim, decoder, rows)
         finally:
@@ -103,17 +107,14 @@ def _forward(decoder: Decoder, source: Sequence[int] | Rows) -> Rows:
     return np.concatenate(out)
 
 
-def _wrong_input(receipt: Receipt, claim: HopClaim) -> Fault:
-    if claim.hop == 0:
-        source = "the request's tokens: it answered another prompt"
-    else:
-        before = receipt.hops[claim.hop - 1]
-        source = f"the rows that node {before.node[:16]}… signed and that a replay confirms"
-    return fault_of(
-        claim,
-        "rows_in",
-        f"hop {claim.hop} (layers {claim.layers}, node {claim.node}) signed other rows in than "
-        f"{source}",
+def _wrong_input(before: HopClaim, after: HopClaim) -> Fault:
+    return Fault(
+        "rows_disagree",
+        f"hop {after.hop} (layers {after.layers}, node {after.node}) signed other rows in than "
+        f"node {before.node} signed and a replay confirms: either that node sent other rows than "
+        "it signed, or this one signed others than it received",
+        layers=LayerRange(before.layers.start, after.layers.stop),
+        suspects=(before.node, after.node),
     )
 
 

@@ -20,6 +20,14 @@ FaultKind = Literal[
     "rows_in",
     "rows_out",
     "sampling",
+    "rows_disagree",
+    "contradiction",
+    "equivocation",
+    "wrong_tags",
+    "wrong_row",
+    "other_prompt",
+    "wrong_tile",
+    "refusal",
 ]
 
 
@@ -32,6 +40,8 @@ class Fault(msgspec.Struct, frozen=True):
     node: NodeId | None = None
     layers: LayerRange | None = None
     position: int | None = None
+    suspects: tuple[NodeId, ...] = ()
+    """Nodes of which at least one lied, where it cannot be said which."""
 
 
 class Verdict(msgspec.Struct, frozen=True):

@@ -75,6 +75,7 @@ def check_address(address: PeerAddress | None) -> None:
     for text in address.addresses:
         check(0 < len(text) <= MAX_ADDRESS_CHARACTERS, f"an address of {len(text)} characters")
 
+
 def check_sampling(sampling: Sampling) -> None:
     # Only what keeps arithmetic in range; what the numbers mean is for the sampler to judge.
     for name in (

@@ -216,7 +216,6 @@ class Links:
         self._links: dict[NodeId, Link] = {}
         self._dialling: dict[NodeId, asyncio.Task[Link]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._closed = False
 
     def existing(self, node: NodeId) -> Link | None:
         """A link with the peer that works, if there is one."""

@@ -154,7 +154,8 @@ class Rewired(MessageBase, frozen=True):
 
 
 class Rows(MessageBase, frozen=True):
-    """Activation rows of consecutive positions; the body is their encoding (`wire.rows`).
+    """Activation rows of consecutive positions; the body is their encoding (`wire.rows`), packed
+    (`wire.packing`) if that is shorter.
 
     Rows of a position that was sent before replace it and all that followed it.
     """
@@ -165,6 +166,8 @@ class Rows(MessageBase, frozen=True):
     widths: Annotated[bytes, Meta(min_length=1, max_length=MAX_ROWS)]
     tokens: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_DRAFT_ROWS)]
     """The token at each row's position, a guess perhaps; empty for rows of the prompt."""
+    apart: Annotated[int, Meta(ge=-1, lt=1 << 32)] = -1
+    """Values that are listed apart in a packed body; -1: it is not packed."""
 
     def __post_init__(self) -> None:
         check(

@@ -1,7 +1,7 @@
 """The Merkle mountain range over the rows of an answer: what the roots in a claim stand for.
 
-Leaf p is the hash of the row at position p (`wire.claims.row_hash`). The tree is `unisono.merkle`'s,
-sealed under the domain `rows/2` with the number of positions.
+Leaf p is the hash of the row at position p (`wire.claims.row_hash`). The tree is that of
+`unisono.merkle`, sealed under the domain `rows/2` with the number of positions.
 """
 
 from __future__ import annotations

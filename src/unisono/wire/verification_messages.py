@@ -1,6 +1,7 @@
 """Messages of a committee replay: the task, the sealed results, and their opening.
 
     auditor → member    ReplayTask      recompute these rows; the body holds the inputs
+    member → auditor    TaskTaken       or `Refused`: then the next in the lottery's order is asked
     member → auditor    ResultCommit    a digest of what came out, signed
     auditor → member    CommitsClosed   all digests that count; nothing can be added now
     member → auditor    ResultReveal    what the digest hides
@@ -26,7 +27,6 @@ from unisono.wire.bounds import (
     Natural,
     Node,
     Positions,
-    Text,
     check,
     check_layers,
     check_sampling,
@@ -103,6 +103,10 @@ class ReplayResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sampled: Hash
     """Digest of the whole rows at the positions that the beacon drew."""
 
+    def roots(self) -> tuple[str, str, str]:
+        """The part that a claim shows too."""
+        return self.rows_in, self.rows_out, self.tokens
+
     def sealed(self, salt: bytes, node: str, audit: str, epoch: int) -> str:
         """The digest that commits one node to this result in one audit: 64 hex digits."""
         return digest(
@@ -156,6 +160,12 @@ class ReplayTask(MessageBase, frozen=True):
         """Bytes of the body that are tokens."""
         needed = self.layers.start == 0 or self.sampling is not None
         return 4 * self.positions if needed else 0
+
+
+class TaskTaken(MessageBase, frozen=True):
+    """Member to auditor: I compute it; a commit follows in time."""
+
+    audit: Hash
 
 
 class ResultCommit(MessageBase, frozen=True):
@@ -239,13 +249,13 @@ class ResultReveal(MessageBase, frozen=True):
 
 
 class Settled(MessageBase, frozen=True):
-    """Auditor to member: the audit's outcome, and what you are found at fault for, if anything."""
+    """Auditor to member: the audit is over."""
 
     audit: Hash
-    verdict: Code
-    """`valid`, `invalid` or `inconclusive`."""
+    decided: bool
+    """Whether a majority of the seats agreed."""
     fault: Code | None
-    message: Text
+    """What you are found at fault for, if anything."""
 
 
-VerificationMessage = ReplayTask | ResultCommit | CommitsClosed | ResultReveal | Settled
+VerificationMessage = ReplayTask | TaskTaken | ResultCommit | CommitsClosed | ResultReveal | Settled

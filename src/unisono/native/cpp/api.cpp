@@ -34,6 +34,9 @@ const char unisono_features[] =
 #ifdef __FMA__
     "fma "
 #endif
+#ifdef __SHA__
+    "sha_ni "
+#endif
 #ifdef __AVX512F__
     "avx512f "
 #endif

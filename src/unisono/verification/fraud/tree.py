@@ -49,9 +49,7 @@ class Tree:
             below = levels[-1]
             if len(below) % 2:
                 below.append(empty)
-            levels.append(
-                [node_hash(below[i], below[i + 1]) for i in range(0, len(below), 2)]
-            )
+            levels.append([node_hash(below[i], below[i + 1]) for i in range(0, len(below), 2)])
             empty = node_hash(empty, empty)
         self._levels = levels[::-1]
 

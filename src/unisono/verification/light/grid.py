@@ -1,80 +1,73 @@
-"""A Merkle tree over a fixed number of leaves, with openings of consecutive ones.
+"""Openings of consecutive leaves of a Merkle tree (`unisono.merkle`'s, of a known size).
 
-Leaves are 32-byte hashes; the count is known to both sides and padded to a power of two. A parent
-is `digest("light-node/1", left, right)`, which no leaf of an audit is.
+A cell's attention reads keys and values of many positions in a row: one path for all of them costs
+at most two hashes per level. Leaves are given as hashes (`merkle.leaf_hash`), joined.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-
-HASH_BYTES = 32
-_PREFIX = b"unisono/light-node/1\0"
-_PADDING = hashlib.sha256(b"unisono/light-padding/1\0").digest()
+from unisono.merkle import HASH_BYTES, Pairs, pair_hashes, seal
 
 
-def parent(left: bytes, right: bytes) -> bytes:
-    """The hash over two nodes."""
-    return hashlib.sha256(_PREFIX + left + right).digest()
+class Grid:
+    """A tree over at least one leaf that can be opened."""
 
-
-class Tree:
-    """A tree that can be opened."""
-
-    def __init__(self, leaves: Sequence[bytes]) -> None:
-        """`leaves`: at least one hash of 32 bytes."""
-        self.count = len(leaves)
-        size = 1 << depth(self.count)
-        self._levels = [[*leaves, *[_PADDING] * (size - self.count)]]
-        while len(self._levels[-1]) > 1:
-            below = self._levels[-1]
-            self._levels.append([parent(*below[i : i + 2]) for i in range(0, len(below), 2)])
-
-    @property
-    def root(self) -> bytes:
-        return self._levels[-1][0]
+    def __init__(self, domain: str, hashes: bytes, pairs: Pairs = pair_hashes) -> None:
+        self._levels = [hashes]
+        while len(self._levels[-1]) > HASH_BYTES:
+            self._levels.append(_parents(self._levels[-1], pairs))
+        self.count = len(hashes) // HASH_BYTES
+        self.root = seal(domain, self.count, self._levels[-1])
 
     def path(self, start: int, stop: int) -> bytes:
-        """The neighbours that lead from leaves `start:stop` to the root, from the leaves up."""
+        """The neighbours that lead from leaves `start:stop` to the root, from the leaves up.
+
+        Raises:
+            ValueError: there are no such leaves.
+        """
         if not 0 <= start < stop <= self.count:
-            raise ValueError(f"leaves {start}:{stop} of a tree of {self.count}")
+            raise ValueError(f"leaves {start}:{stop} were asked for, of {self.count}")
         found: list[bytes] = []
         stop -= 1
         for level in self._levels[:-1]:
             if start % 2:
-                found.append(level[start - 1])
+                found.append(_node(level, start - 1))
             if stop % 2 == 0:
-                found.append(level[stop + 1])
+                found.append(_node(level, stop + 1))  # nothing at the right edge
             start, stop = start // 2, stop // 2
         return b"".join(found)
 
 
-def depth(count: int) -> int:
-    """Levels between the leaves and the root."""
-    return (count - 1).bit_length()
-
-
-def opens(root: bytes, count: int, start: int, leaves: Sequence[bytes], path: bytes) -> bool:
-    """Whether `leaves` are those from `start` of the tree of `count` leaves with this root.
+def opens(domain: str, root: bytes, count: int, start: int, hashes: bytes, path: bytes) -> bool:
+    """Whether `hashes` are the leaves from `start` of the tree of `count` leaves with this root.
 
     Anything may come in; what is malformed does not open.
     """
-    stop = start + len(leaves) - 1
-    if not leaves or not 0 <= start <= stop < count or len(path) % HASH_BYTES:
+    if not hashes or len(hashes) % HASH_BYTES or len(path) % HASH_BYTES:
         return False
-    nodes, at = list(leaves), 0
-
-    def step() -> bytes:
-        nonlocal at
-        at += HASH_BYTES
-        return path[at - HASH_BYTES : at]
-
-    for _ in range(depth(count)):
+    stop, last, at = start + len(hashes) // HASH_BYTES - 1, count - 1, 0
+    if not 0 <= start <= stop <= last:
+        return False
+    nodes = hashes
+    while last:
         if start % 2:
-            nodes.insert(0, step())
-        if stop % 2 == 0:
-            nodes.append(step())
-        nodes = [parent(*nodes[i : i + 2]) for i in range(0, len(nodes), 2)]
-        start, stop = start // 2, stop // 2
-    return at == len(path) and nodes == [root]
+            nodes = path[at : at + HASH_BYTES] + nodes
+            at += HASH_BYTES
+        if stop % 2 == 0 and stop != last:
+            nodes += path[at : at + HASH_BYTES]
+            at += HASH_BYTES
+        if at > len(path):
+            return False
+        nodes = _parents(nodes, pair_hashes)
+        start, stop, last = start // 2, stop // 2, last // 2
+    return at == len(path) and seal(domain, count, nodes) == root
+
+
+def _parents(nodes: bytes, pairs: Pairs) -> bytes:
+    """The next level; a last node without a sibling goes up as it is."""
+    even = len(nodes) - len(nodes) % (2 * HASH_BYTES)
+    return pairs(nodes[:even]) + nodes[even:]
+
+
+def _node(level: bytes, index: int) -> bytes:
+    return level[HASH_BYTES * index : HASH_BYTES * (index + 1)]

@@ -18,19 +18,19 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from unisono.errors import ConfigurationError
+from unisono.merkle import HASH_BYTES
 from unisono.models.config import DecoderConfig, tensor_shapes
 from unisono.models.constants import Constants, constants
 from unisono.models.loading import load_block
 from unisono.models.manifest import tensor_kind
 from unisono.models.store import StoredModel
+from unisono.models.tiles import tensor_root
 from unisono.models.weights import BlockWeights
 from unisono.numerics import linear, tensors
-from unisono.numerics.tensors import GROUP
-from unisono.types import LayerRange, ModelId, digest, is_hex
+from unisono.types import LayerRange, ModelId, is_hex
 from unisono.verification.light.field import (
     PRIME,
     SEED_BYTES,
@@ -42,7 +42,6 @@ from unisono.verification.light.field import (
     secret_vector,
     weights_product,
 )
-from unisono.verification.light.grid import HASH_BYTES, Tree
 from unisono.verification.light.steps import PRODUCTS, PlainLayer
 
 VERSION = 1
@@ -51,6 +50,7 @@ MAX_BYTES = 256 << 20
 _RESIDENT = 16
 """Secret vectors that are kept expanded."""
 _MAGIC = b"unisono light secrets\n"
+
 
 Progress = Callable[[int, int], None]
 """Called with (layers done, layers in all)."""
@@ -77,7 +77,7 @@ class Secrets:
     config: DecoderConfig
     seed: bytes = field(repr=False)
     embedding_root: bytes
-    """Of the tree over the embedding's rows, `embedding_leaf` each."""
+    """Root of the embedding's tiles (`models.tiles`), by which a token's row is opened."""
     sums: dict[str, Elements] = field(repr=False)
     vectors: dict[str, NDArray[np.int64]] = field(repr=False)
     exponents: dict[str, int] = field(repr=False)
@@ -99,7 +99,7 @@ class Secrets:
 
     def vector(self, name: str) -> linear.Vector:
         """A norm weight or bias by its canonical name."""
-        return linear.Vector(torch.from_numpy(self.vectors[name]), self.exponents[name])
+        return linear.Vector(linear.from_numpy(self.vectors[name]), self.exponents[name])
 
     def wrong_row(
         self, name: str, inputs: NDArray[np.int64], outputs: NDArray[np.int64]
@@ -223,7 +223,8 @@ def from_weights(
                 if tensor is not None:
                     keep(f"layers.{i}.{part.name}", tensor)
         if block.embedding is not None:
-            made.embedding_root = embedding_tree(block.embedding).root
+            root = tensor_root([block.embedding.values, block.embedding.multipliers])
+            made.embedding_root = bytes.fromhex(root)
             made.exponents["embedding"] = block.embedding.exponent
         if block.head is not None and block.final_norm is not None:
             keep("head", block.head)
@@ -232,22 +233,6 @@ def from_weights(
     if problem is not None:
         raise ConfigurationError(f"these blocks are not the whole model: {problem}")
     return made
-
-
-def embedding_leaf(values: bytes, multipliers: bytes) -> bytes:
-    """Hash of one row of the embedding: int8 values and little-endian uint16 multipliers."""
-    return digest("light-embedding/1", values, multipliers)
-
-
-def embedding_tree(embedding: tensors.Matrix) -> Tree:
-    """The tree over an embedding's rows; a token's row is opened with it."""
-    multipliers = embedding.multipliers.astype("<u2")
-    return Tree(
-        [
-            embedding_leaf(values.tobytes(), scale.tobytes())
-            for values, scale in zip(embedding.values, multipliers, strict=True)
-        ]
-    )
 
 
 def _read(path: Path) -> _File:
@@ -314,6 +299,3 @@ def _problem(file: _File) -> str | None:
     if any((np.frombuffer(s, "<u8") >= PRIME).any() for s in file.sums.values()):
         return "a sum is not reduced"
     return None
-
-
-assert GROUP == 32  # `embedding_leaf` commits to groups of this size

@@ -123,9 +123,7 @@ class Steps:
         observe("attention_norm", *h)
         return h
 
-    def _stored(
-        self, h: Scaled, start: int, multiply: Multiply, observe: Observe
-    ) -> KeysValues:
+    def _stored(self, h: Scaled, start: int, multiply: Multiply, observe: Observe) -> KeysValues:
         product = multiply("key", h[0])
         keys = self.rotary("key", self._after("key", product, h[1]), start)
         observe("stored_key", *keys)

@@ -1,0 +1,228 @@
+"""What the two parties sign: the statement in dispute, the challenge, and each move.
+
+All of it is MessagePack in its canonical form, moves as arrays. A move names the game, its own
+number and the hash of the move before it, so that two moves of one number are a proof against
+whoever signed both.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from unisono.errors import PeerCheating
+from unisono.types import LayerRange, NodeId, Sampling, SessionId, canonical, digest
+from unisono.verification.fraud.tree import BLOCK, HASH
+from unisono.wire.identity import Identity, verify_signature
+
+MAX_MOVE = 1023
+"""Bytes of a move with its signature: under 1 KB."""
+MAX_PATH = 32
+"""Levels of an opening's path."""
+LEVELS = 4
+"""Levels of a tree that one move reveals."""
+MOVE_SECONDS = 60
+"""How long a party may take for a move."""
+_HEADROOM = 8
+
+
+class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one hop asserts about its part of an answer, in the form that a dispute refers to."""
+
+    session: SessionId
+    node: NodeId
+    """The hop: the defender."""
+    facts: bytes
+    """Digest of the `ModelFacts` and of the weights' roots: `facts_digest`."""
+    layers: LayerRange
+    prompt: int
+    positions: int
+    sampling: Sampling
+    rows_in: bytes
+    """Root of the hashes of the rows in; empty for a hop that begins the model."""
+    rows_out: bytes
+    tokens: bytes
+    """Root of prompt and answer, 32-bit integers."""
+    token_count: int
+    signature: bytes = b""
+
+    def signed_bytes(self) -> bytes:
+        """What the signature covers: everything else."""
+        blank = msgspec.structs.replace(self, signature=b"")
+        return digest("fraud-statement/1", canonical(blank))
+
+    def signed_by(self, identity: Identity) -> Statement:
+        """The same statement with the hop's signature."""
+        return msgspec.structs.replace(self, signature=identity.sign(self.signed_bytes()))
+
+    def signature_is_good(self) -> bool:
+        """Whether the node that the statement names signed it."""
+        return verify_signature(self.node, self.signed_bytes(), self.signature)
+
+    def problem(self) -> str | None:
+        """Which number has no meaning, or None."""
+        good = {
+            "positions": 0 < self.positions < self.token_count <= 1 << 18,
+            "prompt": 0 < self.prompt < self.token_count,
+            "rows_in": len(self.rows_in) == (HASH if self.layers.start else 0),
+            "rows_out": len(self.rows_out) == HASH,
+            "tokens": len(self.tokens) == HASH,
+            "layers": 0 <= self.layers.start < self.layers.stop,
+        }
+        wrong = next((name for name, fine in good.items() if not fine), None)
+        return None if wrong is None else f"the statement's {wrong} is out of range"
+
+
+class Challenge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The move that opens a game: somebody contradicts a statement, before an arbiter whose
+    clock counts."""
+
+    statement: bytes
+    """`Statement.signed_bytes` of what is contradicted."""
+    challenger: NodeId
+    arbiter: NodeId
+    salt: bytes
+    """16 bytes: a second game about the same statement is another game."""
+    signature: bytes = b""
+
+    def game(self) -> bytes:
+        """The game's id, 32 bytes."""
+        blank = msgspec.structs.replace(self, signature=b"")
+        return digest("fraud-challenge/1", canonical(blank))
+
+    def signed_by(self, identity: Identity) -> Challenge:
+        """The same challenge with the challenger's signature."""
+        return msgspec.structs.replace(self, signature=identity.sign(self.game()))
+
+    def signature_is_good(self) -> bool:
+        """Whether the challenger signed it."""
+        return verify_signature(self.challenger, self.game(), self.signature)
+
+
+class _Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
+    """One kind of move."""
+
+
+class Commit(_Body, frozen=True, array_like=True, tag=0):
+    """The defender's first move: the root of its grid."""
+
+    root: bytes
+
+
+class Reveal(_Body, frozen=True, array_like=True, tag=1):
+    """The defender shows the nodes up to four levels below the node in dispute, joined."""
+
+    hashes: bytes
+
+
+class Choose(_Body, frozen=True, array_like=True, tag=2):
+    """The challenger says which of what was shown it contradicts."""
+
+    index: int
+
+
+class OpenCell(_Body, frozen=True, array_like=True, tag=3):
+    """The defender shows the kept tensors' roots of the cell in dispute, joined, and commits to
+    the cell's trace."""
+
+    kept: bytes
+    trace: bytes
+
+
+class Block(_Body, frozen=True, array_like=True, tag=4):
+    """The defender shows the leaf in dispute."""
+
+    payload: bytes
+
+
+class Opening(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A leaf that the step needs, or with `skip` > 0 the node that many levels above it, and
+    the siblings from there up to a node that is known already."""
+
+    slot: int
+    skip: int
+    payload: bytes
+    path: bytes
+
+
+class Open(_Body, frozen=True, array_like=True, tag=5):
+    """The defender shows leaves that the step needs."""
+
+    openings: tuple[Opening, ...]
+
+
+class Split(_Body, frozen=True, array_like=True, tag=6):
+    """The defender cuts the sum or maximum in dispute into parts."""
+
+    parts: tuple[tuple[int, ...], ...]
+
+
+Body = Commit | Reveal | Choose | OpenCell | Block | Open | Split
+
+
+class Move(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A body with its place in the game, signed."""
+
+    number: int
+    previous: bytes
+    """`Move.digest` of the move before it; of the first, the game's id."""
+    body: Body
+    signature: bytes = b""
+
+    def signed_bytes(self, game: bytes) -> bytes:
+        """What the signature covers."""
+        number = self.number.to_bytes(2, "big")
+        return digest("fraud-move/1", game, number, self.previous, canonical(self.body))
+
+    def digest(self, game: bytes) -> bytes:
+        """The hash that the next move names."""
+        return self.signed_bytes(game)
+
+    def signed_by(self, identity: Identity, game: bytes) -> Move:
+        """The same move with a party's signature."""
+        signature = identity.sign(self.signed_bytes(game))
+        return msgspec.structs.replace(self, signature=signature)
+
+    def is_signed_by(self, node: NodeId, game: bytes) -> bool:
+        """Whether a party signed this move of this game."""
+        return verify_signature(node, self.signed_bytes(game), self.signature)
+
+
+def room(game: bytes) -> int:
+    """Bytes that a body may have, so that the move stays below `MAX_MOVE`."""
+    empty = Move(255, bytes(HASH), Choose(0), bytes(64))
+    return MAX_MOVE - len(canonical(empty)) + len(canonical(Choose(0))) - _HEADROOM
+
+
+def encode_move(move: Move) -> bytes:
+    """The bytes of a move."""
+    return canonical(move)
+
+
+def decode_move(data: bytes) -> Move:
+    """Read a move strictly.
+
+    Raises:
+        PeerCheating: too long, not a move, not in canonical form, or a part out of bounds.
+    """
+    if len(data) > MAX_MOVE:
+        raise PeerCheating(f"a move has at most {MAX_MOVE} bytes; got {len(data)}")
+    try:
+        move = msgspec.msgpack.decode(data, type=Move)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise PeerCheating(f"not a move: {error}") from error
+    if canonical(move) != data:
+        raise PeerCheating("a move that is not in canonical form")
+    if not 0 <= move.number < 1 << 16 or len(move.previous) != HASH:
+        raise PeerCheating("a move with a number or a predecessor out of bounds")
+    return move
+
+
+def body_problem(body: Body) -> str | None:
+    """What is out of bounds whatever the game's state, or None."""
+    if isinstance(body, Open):
+        for opening in body.openings:
+            if len(opening.payload) > BLOCK or len(opening.path) > MAX_PATH * HASH:
+                return "an opening is too long"
+            if len(opening.path) % HASH or opening.skip < 0 or opening.slot < 0:
+                return "an opening is malformed"
+    return None

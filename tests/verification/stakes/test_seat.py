@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.verification.stakes.audits import World, identity
+from unisono.errors import PeerCheating
+from unisono.types import LayerRange, ModelId
+from unisono.verification.stakes.seat import Seat
+from unisono.wire.verification_messages import CommitsClosed, ReplayTask
+
+WORLD = World()
+TICKET = WORLD.ticket(WORLD.claim())
+SEAL = "ef" * 32
+TASK = ReplayTask(
+    ticket=TICKET,
+    sealed=SEAL,
+    model=ModelId("ab" * 32),
+    layers=LayerRange(0, 4),
+    prompt=3,
+    positions=9,
+    sampling=None,
+    widths=b"",
+    commit_ms=1000,
+    reveal_ms=1000,
+)
+TRUTH = WORLD.truth()
+
+
+def closing(seat: Seat, **changes: Any) -> tuple[CommitsClosed, CommitsClosed]:
+    """A closing list with the seat's commit, and the same with changes."""
+    commit = seat.commit(TRUTH, bytes(32))
+    good = CommitsClosed(
+        audit=TASK.audit,
+        epoch=TICKET.epoch,
+        auditor=WORLD.auditor.node_id,
+        sealed=SEAL,
+        commits=((commit.node, commit.digest),),
+    )
+    changed = msgspec.structs.replace(good, **changes)
+    return good.signed_by(WORLD.auditor), changed.signed_by(WORLD.auditor)
+
+
+def test_a_member_opens_what_it_sealed_once_the_list_is_closed() -> None:
+    seat = Seat(TASK, identity(9))
+    good, _ = closing(seat)
+    opening = seat.reveal(good)
+    assert opening.signature_is_good()
+    assert opening.result == TRUTH
+    assert seat.reveal(good) == opening
+    with pytest.raises(ValueError, match="one commit"):
+        seat.commit(TRUTH, bytes(32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"commits": ()}, "not in it"),
+        ({"commits": ((identity(9).node_id, "ab" * 32),)}, "not in it"),
+        ({"audit": "ab" * 32}, "another audit"),
+        ({"auditor": identity(8).node_id}, "another audit"),
+        ({"sealed": "ab" * 32}, "another seal"),
+    ],
+)
+def test_nothing_is_opened_to_a_list_that_no_honest_auditor_sends(
+    changes: dict[str, Any], problem: str
+) -> None:
+    seat = Seat(TASK, identity(9))
+    _, bad = closing(seat, **changes)
+    with pytest.raises(PeerCheating, match=problem):
+        seat.reveal(bad)
+
+
+def test_an_unsigned_list_or_one_before_the_commit_opens_nothing() -> None:
+    seat = Seat(TASK, identity(9))
+    good, _ = closing(seat)
+    with pytest.raises(PeerCheating, match="did not sign"):
+        seat.reveal(msgspec.structs.replace(good, signature=bytes(64)))
+    with pytest.raises(PeerCheating, match="before this member"):
+        Seat(TASK, identity(9)).reveal(good)
+
+
+def test_an_auditor_that_closes_twice_is_convicted_by_its_own_lists() -> None:
+    seat = Seat(TASK, identity(9))
+    good, other = closing(seat, commits=())
+    assert seat.two_faced(other) is None  # nothing to compare with yet
+    seat.reveal(good)
+    assert seat.two_faced(good) is None
+    fault = seat.two_faced(other)
+    assert fault is not None
+    assert (fault.kind, fault.node) == ("two_faced", WORLD.auditor.node_id)
+    assert fault.proven()
+    assert seat.two_faced(msgspec.structs.replace(other, signature=bytes(64))) is None
