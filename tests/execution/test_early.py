@@ -19,7 +19,7 @@ def session(number: int) -> SessionId:
 def early(
     messages: EarlyMessages, peer: NodeId, number: int, position: int, size: int = 10
 ) -> None:
-    rows = Rows(session(number), position, b"\x04", ())
+    rows = Rows(session(number), position, b"\x04", (), 3, 0)
     messages.put(session(number), (peer, rows, bytes(size)))
 
 

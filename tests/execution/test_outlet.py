@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,8 @@ from unisono.types import SampledToken, SessionId
 from unisono.wire.bounds import MAX_DRAFT_ROWS
 from unisono.wire.frames import encode_frame
 from unisono.wire.messages import Rows, Tokens
+from unisono.wire.packing import unpack
+from unisono.wire.rows import encode_rows
 
 SESSION = SessionId("5e" * 16)
 
@@ -48,8 +51,9 @@ class FakeLink:
 
 
 def row(position: int, version: int) -> bytes:
-    """A row that says what it is; rows differ in size."""
-    return f"{position}.{version}.".encode() + b"x" * (position % 7)
+    """A row that says what it is; some are wide."""
+    wide = 1 << 33 if position % 3 == 0 else 0
+    return bytes(encode_rows(np.array([[position, version + wide]], dtype=np.int64))[1][0])
 
 
 Row = tuple[bytes, int, int | None]
@@ -58,7 +62,7 @@ Row = tuple[bytes, int, int | None]
 def row_of(position: int, version: int, prompt: int) -> Row:
     """A row as a receiver sees it: bytes, width, and token unless it is of the prompt."""
     token = None if position < prompt else 1000 * version + position
-    return row(position, version), len(row(position, version)), token
+    return row(position, version), len(row(position, version)) // 2, token
 
 
 def received(link: FakeLink, into: dict[int, Row], prompt: int) -> None:
@@ -73,12 +77,12 @@ def received(link: FakeLink, into: dict[int, Row], prompt: int) -> None:
         assert inside or count <= MAX_DRAFT_ROWS
         for position in [p for p in into if p >= message.position]:
             del into[position]
-        at = 0
-        for i, width in enumerate(message.widths):
+        values = unpack(body, 2 * count, message.low, message.apart).reshape(count, 2)
+        widths, encoded = encode_rows(values)
+        assert widths == message.widths
+        for i, width in enumerate(widths):
             token = message.tokens[i] if message.tokens else None
-            into[message.position + i] = body[at : at + width], width, token
-            at += width
-        assert at == len(body)
+            into[message.position + i] = bytes(encoded[i]), width, token
     link.posted.clear()
 
 
@@ -144,8 +148,8 @@ def test_whatever_happens_the_receiver_has_the_final_rows(
 
 
 def filled(outlet: RowsOutlet, start: int, stop: int) -> None:
-    rows = [bytes([p % 256]) * 10 for p in range(start, stop)]
-    outlet.add(start, rows, b"\x0a" * len(rows), [*range(start, stop)])
+    rows = [bytes([p % 256]) * 12 for p in range(start, stop)]  # three values of four bytes
+    outlet.add(start, rows, b"\x04" * len(rows), [*range(start, stop)])
 
 
 def test_rows_of_a_prompt_go_in_large_parts_and_those_of_an_answer_in_small_ones() -> None:
@@ -198,7 +202,7 @@ def test_a_hop_that_catches_up_sends_nothing_before_the_position_that_is_wanted(
 def test_a_full_journal_forgets_the_oldest_rows_that_were_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(outlet_module, "JOURNAL_BYTES", 100)  # ten rows
+    monkeypatch.setattr(outlet_module, "JOURNAL_BYTES", 120)  # ten rows
     outlet, link = RowsOutlet(SESSION, 1000), FakeLink()
     filled(outlet, 0, 30)
     for position in (0, 29):
@@ -224,13 +228,13 @@ def test_a_full_journal_forgets_the_oldest_rows_that_were_sent(
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 12)), max_size=15))
 def test_a_journal_never_holds_much_more_than_it_may(parts: list[tuple[int, int]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(outlet_module, "JOURNAL_BYTES", 200)
+        patch.setattr(outlet_module, "JOURNAL_BYTES", 240)
         outlet, link = RowsOutlet(SESSION, 1 << 20), FakeLink()
         outlet.rewire(link, 0)  # type: ignore[arg-type]
         for count, back in parts:
             start = max(0, outlet.position - back)
             filled(outlet, start, start + count)
-            assert sum(map(len, outlet._rows)) == outlet._bytes <= 200
+            assert sum(map(len, outlet._rows)) == outlet._bytes <= 240
             assert len(outlet._rows) == len(outlet._widths) == len(outlet._tokens)
             assert outlet.position == start + count
 

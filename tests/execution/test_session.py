@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from unisono.types import LayerRange, SampledToken, Sampling, SessionId
 from unisono.wire.claims import row_hash, rows_root, tokens_root
 from unisono.wire.identity import Identity
 from unisono.wire.messages import Rewired, Tokens
+from unisono.wire.rows import encode_rows
 
 NODE = Identity.from_seed(b"\x01" * 32)
 PROMPT = [5, 6, 7]
@@ -58,17 +60,20 @@ def session(
 
 
 def rows(position: int, count: int, tokens: Sequence[int] = ()) -> ArrivedRows:
-    """Rows of two values, of which each byte says its position."""
-    body = b"".join(bytes([p % 256]) * 8 for p in range(position, position + count))
-    return ArrivedRows(position, b"\x04" * count, tuple(tokens), memoryview(body), 2)
+    """Rows of two values that say their position."""
+    values = np.repeat(np.arange(position, position + count, dtype=np.int64)[:, None], 2, axis=1)
+    return ArrivedRows(position, tuple(tokens), values, encode_rows(values)[1])
 
 
 def positions(arrived: ArrivedRows | None) -> list[int]:
     """Which rows are left, checked against their bytes."""
     if arrived is None:
         return []
-    found = list(range(arrived.position, arrived.position + len(arrived.widths)))
-    assert bytes(arrived.body) == b"".join(bytes([p % 256]) * 8 for p in found)
+    found = list(range(arrived.position, arrived.position + arrived.count))
+    assert arrived.values.tolist() == [[p, p] for p in found]
+    assert [bytes(row) for row in arrived.encoded] == [
+        np.array([p, p], dtype="<i4").tobytes() for p in found
+    ]
     assert len(arrived.tokens) in (0, len(found))
     return found
 

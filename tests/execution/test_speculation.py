@@ -349,7 +349,7 @@ async def test_no_more_is_guessed_ahead_than_sessions_may_go_back(
 
     def watched(session: HopSession, arrived: Any) -> Any:
         nonlocal furthest
-        ahead = arrived.position + len(arrived.widths) - len(session.tokens)
+        ahead = arrived.position + arrived.count - len(session.tokens)
         furthest = max(furthest, ahead)
         return usable(session, arrived)
 

@@ -45,8 +45,9 @@ from unisono.wire.messages import (
     Rows,
     Tokens,
 )
+from unisono.wire.packing import pack, unpack
 from unisono.wire.records import Info, Probe
-from unisono.wire.rows import decode_rows, encode_rows
+from unisono.wire.rows import encode_rows
 
 SESSION: Any = "5e" * 16
 OTHER: Any = "11" * 16
@@ -313,7 +314,7 @@ async def test_a_peer_that_sends_garbage_first_is_dropped(
     [
         Finish(SESSION, 1),
         Opened(SESSION),
-        Rows(SESSION, 0, b"\x04", ()),
+        Rows(SESSION, 0, b"\x04", (), 3, 0),
         Tokens(SESSION, (SampledToken(4, 1),)),
         Bundle(2),
         Close(SESSION),
@@ -521,8 +522,10 @@ def rows_of(
 ) -> tuple[Rows, bytes]:
     """Rows that say their position."""
     values = np.arange(position, position + count, dtype=np.int64)[:, None] + 1
-    widths, encoded = encode_rows(values * np.ones((1, hidden), dtype=np.int64) << 14)
-    return Rows(session, position, widths, tuple(tokens)), b"".join(encoded)
+    rows = values * np.ones((1, hidden), dtype=np.int64) << 14
+    widths, _ = encode_rows(rows)
+    low, apart, body = pack(rows)
+    return Rows(session, position, widths, tuple(tokens), low, apart), body
 
 
 def altered(part: tuple[Rows, bytes], **changes: Any) -> tuple[Rows, bytes]:
@@ -533,13 +536,15 @@ BAD_ROWS: dict[str, tuple[tuple[Rows, bytes], str]] = {
     "rows that start later": (rows_of(1, 2), "position 0 was next"),
     "rows of an answer without their tokens": (rows_of(0, 5), "position 4 without its token"),
     "rows past the session": (rows_of(0, 13), "in a session of 12 positions"),
-    "rows of another width": (rows_of(0, 2, hidden=32), "rows of 64 values take 512 bytes"),
-    "rows with a byte too many": ((rows_of(0, 2)[0], bytes(513)), "take 512 bytes; got 513"),
-    "a width that is none": (altered(rows_of(0, 2), widths=b"\x04\x05"), "width is 4 or 8"),
+    "rows of another width": (rows_of(0, 2, hidden=32), "128 values of 3 low bytes"),
+    "rows with a byte too many": ((rows_of(0, 2)[0], bytes(385)), "384 bytes; got 385"),
+    "a width that is none": (altered(rows_of(0, 2), widths=b"\x04\x05"), "widths of rows"),
     "rows wider than they need to be": (
-        altered((rows_of(0, 1)[0], bytes(512)), widths=b"\x08"),
-        "8 bytes wide but fits in 4",
+        altered(rows_of(0, 1), widths=b"\x08"),
+        "widths of rows",
     ),
+    "fewer low bytes than are there": (altered(rows_of(0, 2), low=4), "4 low bytes"),
+    "values apart that are not there": (altered(rows_of(0, 2), apart=1), "with 1 apart"),
 }
 
 
@@ -1078,7 +1083,7 @@ async def test_rows_of_a_prompt_leave_in_parts_and_those_of_an_answer_with_their
         while sum(len(m.widths) for m, _ in messages) < 300:
             message, body = await line.receive()
             assert isinstance(message, Rows)
-            decode_rows(message.widths, body, 64)
+            unpack(body, 64 * len(message.widths), message.low, message.apart).reshape(-1, 64)
             messages.append((message, body))
         at = 0
         for message, _ in messages:

@@ -22,6 +22,7 @@ from unisono.types import (
 )
 from unisono.wire.claims import HopClaim, tokens_root
 from unisono.wire.identity import Identity
+from unisono.wire.votes import Vote
 
 START, STOP = 256, 257
 MODEL = ModelId(digest("test/model").hex())
@@ -97,8 +98,12 @@ def says(text: str | bytes) -> Callable[[GenerationRequest], list[int]]:
 class ScriptedAnswer:
     attempts = 1
 
-    def __init__(self, network: ScriptedNetwork, request: GenerationRequest, top: int) -> None:
+    def __init__(
+        self, network: ScriptedNetwork, request: GenerationRequest, top: int, quorum: int
+    ) -> None:
         self.request = request
+        self.quorum = quorum
+        self.votes: tuple[Vote, ...] = ()
         self.cancelled = asyncio.Event()
         self.finished_with: int | None = None
         self._network = network
@@ -125,10 +130,23 @@ class ScriptedAnswer:
             raise self._network.finish_error
         self.finished_with = tokens
         answer = self._network.script(self.request)[:tokens]
-        return tuple(
+        claims = tuple(
             self._network.claim(self.request, hop, tokens, answer)
             for hop in range(len(self._network.hops))
         )
+        if self.quorum > 1:
+            self.votes = tuple(self._vote(i, claims, answer) for i in range(self.quorum))
+        return claims
+
+    def _vote(self, index: int, claims: tuple[HopClaim, ...], answer: list[int]) -> Vote:
+        """All agree but the last `dissenting`, who say another first token and sign nothing."""
+        if index >= self.quorum - self._network.dissenting:
+            said = answer[0] + 1
+            node = NodeId(f"{index:064x}")
+            root = tokens_root([said])
+            return Vote("dissented", (node,), 1, root, said, reason=f"said token {said}")
+        nodes = tuple(claim.node for claim in claims)
+        return Vote("agreed", nodes, len(answer), tokens_root(answer), hops=claims)
 
     async def cancel(self) -> None:
         self.cancelled.set()
@@ -151,17 +169,21 @@ class ScriptedNetwork:
         self.facts: dict[str, dict[str, Any]] = {}
         """More of the status of single nodes."""
         self.answers: list[ScriptedAnswer] = []
+        self.dissenting = 0
+        """Of the chains of a quorum."""
         self.open_error: Exception | None = None
         self.finish_error: Exception | None = None
         self.fail_after: int | None = None
         self.pause: Callable[[int], Any] | None = None
         """Awaited before each token, with its index."""
 
-    async def open(self, request: GenerationRequest, *, top_logprobs: int = -1) -> ScriptedAnswer:
+    async def open(
+        self, request: GenerationRequest, *, top_logprobs: int = -1, quorum: int = 1
+    ) -> ScriptedAnswer:
         await asyncio.sleep(0)
         if self.open_error is not None:
             raise self.open_error
-        answer = ScriptedAnswer(self, request, top_logprobs)
+        answer = ScriptedAnswer(self, request, top_logprobs, quorum)
         self.answers.append(answer)
         return answer
 

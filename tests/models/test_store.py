@@ -338,9 +338,7 @@ def test_a_model_of_the_first_version_says_what_to_do_and_is_converted_anew(
     ],
     ids=str,
 )
-def test_a_tensor_that_cannot_be_one_is_refused(
-    copy: StoredModel, changes: dict[str, Any]
-) -> None:
+def test_a_tensor_that_cannot_be_one_is_refused(copy: StoredModel, changes: dict[str, Any]) -> None:
     document = json.loads((copy.path / "manifest.json").read_text())
     document["tensors"]["layers.1.up"] |= changes
     (copy.path / "manifest.json").write_text(json.dumps(document))

@@ -229,7 +229,7 @@ async def test_tokens_come_in_order_once_and_from_the_last_hop_only() -> None:
 
 async def test_what_was_not_asked_for_is_cheating() -> None:
     world = await opened(2)
-    rows = Rows(world.session, 0, b"\x04", ())
+    rows = Rows(world.session, 0, b"\x04", (), 3, 0)
     for message in (Rewired(world.session, 3), rows, Pong(1), Finish(world.session, 1)):
         with pytest.raises(PeerCheating):
             world[0].say(message)
@@ -589,7 +589,7 @@ class Cheat(Worker):
             add(position, *rest)
             out = session.outlet.link
             if position > opened.prompt + 4 and out is not None:
-                out.post(Rows(opened.session, position + 30, b"\x04", (1,)), bytes(256))
+                out.post(Rows(opened.session, position + 30, b"\x04", (1,), 3, 0), bytes(256))
 
         session.outlet.add = skipping  # type: ignore[method-assign]
         return session

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
-import msgspec
 import pytest
 
 from tests.conftest import TinyModels
 from tests.scenarios.network import (
     SAMPLINGS,
-    AlteredRow,
     TinyNetwork,
     WrongToken,
     cheat,
@@ -20,8 +17,6 @@ from tests.scenarios.network import (
     tiny_network,
     with_sampling,
 )
-from unisono.clock import SystemClock
-from unisono.errors import AnswerInterrupted, CapacityMissing, CoverageMissing
 from unisono.routing.quorum import QuorumAnswer
 from unisono.types import GenerationRequest, LayerRange
 from unisono.wire.claims import HopClaim, tokens_root

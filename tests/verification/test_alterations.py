@@ -100,7 +100,7 @@ def test_every_field_is_covered_by_the_alterations_below(good: Made) -> None:
     """If a field is added, the receipt above must give it a value to alter."""
     names = {key for path in leaves(json.loads(to_json(good.receipt))) for key in path}
     for struct in (Receipt, type(good.receipt.request), Sampling, type(good.receipt.hops[0])):
-        assert {*struct.__struct_fields__} <= names
+        assert {*struct.__struct_fields__} - names <= {"quorum"}  # see test_quorum
 
 
 def test_any_value_replaced_by_another_is_noticed(good: Made, tiny_models: TinyModels) -> None:
@@ -329,8 +329,8 @@ def test_tags_that_do_not_fit_their_root_are_wrong_rows(
     assert verdict.fault.position == 12
     claims = [msgspec.structs.replace(first, out_tags=first.out_tags[:-3]), last]
     verdict = verify(good.with_claims(claims), tiny_models.store)
-    assert verdict.fault is not None
-    assert verdict.fault.position == 30
+    assert kind(verdict) == "claims_inconsistent"
+    assert verdict.message == "hop 0's claim: 90 bytes of tags for 31 positions"
     claims = [msgspec.structs.replace(first, rows_out="00" * 32), last]
     verdict = verify(good.with_claims(claims), tiny_models.store)
     assert kind(verdict) == "rows_out"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -28,6 +29,7 @@ from unisono.execution.engine import Engine, StepResult
 from unisono.execution.worker import Worker
 from unisono.models.store import ModelStore, StoredModel
 from unisono.types import LayerRange
+from unisono.verification.form import check_form
 from unisono.verification.replay import verify
 from unisono.verification.verdict import Fault
 from unisono.wire.link import Link
@@ -156,12 +158,43 @@ class TwoFaced(Engine):
 
 
 def test_rows_that_changed_between_two_hops_name_both(tiny_models: TinyModels) -> None:
-    """Nobody but the two can tell which of them lied, so the message names both."""
+    """Nobody but the two can tell which of them lied, so that both are suspects."""
     made = make(tiny_models.gemma, 3, engines={1: TwoFaced})
+    before, after = made.receipt.hops[1:]
+    at_once = check_form(made.receipt)
+    replayed = fault_of(made, tiny_models.store)
+    for fault in (at_once, replayed):
+        assert fault is not None
+        assert fault.kind == "rows_disagree"
+        assert fault.suspects == (before.node, after.node)
+        assert fault.node is None
+        assert fault.layers == LayerRange(2, 6)
+        assert before.node in fault.message
+        assert after.node in fault.message
+    assert "a replay confirms" in replayed.message
+
+
+def test_of_two_hops_that_disagree_the_weights_show_a_first_one_that_computed_other_rows(
+    tiny_models: TinyModels,
+) -> None:
+    """What it sent was right, what it signed was not."""
+    honest = make(tiny_models.gemma, 3)
+    claims = list(honest.receipt.hops)
+    claims[1] = msgspec.structs.replace(claims[1], rows_out="00" * 32)
+    made = replace(honest, receipt=honest.with_claims(claims))
+    at_once = check_form(made.receipt)
+    assert at_once is not None
+    assert at_once.suspects == (claims[1].node, claims[2].node)
     fault = fault_of(made, tiny_models.store)
+    assert fault.kind == "rows_out"
+    assert names(fault, made, 1, LayerRange(2, 4), None)
+
+
+def test_another_prompt_is_seen_without_the_weights(tiny_models: TinyModels) -> None:
+    fault = check_form(make(tiny_models.gemma, 3, workers={0: Deaf}).receipt)
+    assert fault is not None
     assert fault.kind == "rows_in"
-    assert names(fault, made, 2, LayerRange(4, 6), None)
-    assert made.receipt.hops[1].node[:16] in fault.message
+    assert fault.hop == 0
 
 
 def test_weights_that_are_damaged_here_accuse_nobody(

@@ -136,7 +136,14 @@ def rows_of_an_answer_or_a_prompt(draw: st.DrawFn) -> Rows:
     widths = draw(st.binary(min_size=1, max_size=64))
     ids = st.lists(token_ids, min_size=len(widths), max_size=len(widths)).map(tuple)
     position = draw(st.integers(0, (1 << 20) - 64))
-    return Rows(draw(sessions), position, widths, draw(st.just(()) | ids))
+    return Rows(
+        draw(sessions),
+        position,
+        widths,
+        draw(st.just(()) | ids),
+        draw(st.integers(3, 5)),
+        draw(st.integers(0, 99)),
+    )
 
 
 @st.composite
@@ -339,9 +346,9 @@ def test_a_prefix_is_judged_before_anything_is_allocated() -> None:
     [
         Opened(SessionId("short")),
         Ping(-1),
-        Rows(SESSION, 0, b"", ()),
-        Rows(SESSION, -1, b"\x04", ()),
-        Rows(SESSION, 0, b"\x04", (1 << 32,)),
+        Rows(SESSION, 0, b"", (), 3, 0),
+        Rows(SESSION, -1, b"\x04", (), 3, 0),
+        Rows(SESSION, 0, b"\x04", (1 << 32,), 3, 0),
         Bundle(1),
         Bundle(4097),
         Rewired(SESSION, -1),

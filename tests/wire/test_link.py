@@ -450,7 +450,7 @@ async def test_an_unused_link_is_closed_by_the_side_that_dialled_it() -> None:
 # --- broken protocol ----------------------------------------------------------------------------
 
 PING = encode_frame(Ping(1))
-ROWS = encode_frame(Rows(SESSION, 0, b"\x04", ()), bytes(8))
+ROWS = encode_frame(Rows(SESSION, 0, b"\x04", (), 3, 0), bytes(8))
 BROKEN: dict[str, tuple[bytes, str]] = {
     "a bundle inside a bundle": (
         encode_frame(Bundle(2), PING + encode_frame(Bundle(2), PING + PING)),

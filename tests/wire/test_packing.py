@@ -8,58 +8,58 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unisono.errors import PeerCheating
-from unisono.wire.packing import pack, unpack
+from unisono.wire.packing import LOW_BYTES, pack, unpack
+from unisono.wire.rows import VALUE_LIMIT
 
-narrow = st.integers(-(1 << 23), (1 << 23) - 1)
-any_value = st.integers(-(1 << 31), (1 << 31) - 1)
-
-
-def canonical(values: list[int]) -> bytes:
-    return np.array(values, dtype="<i4").tobytes()
+most = st.integers(-(1 << 27), (1 << 27) - 1)
+any_value = st.integers(-VALUE_LIMIT + 1, VALUE_LIMIT - 1)
 
 
-@given(st.lists(st.one_of(narrow, narrow, narrow, any_value), min_size=1, max_size=200))
+@given(st.lists(st.one_of(most, most, most, any_value), max_size=200))
 def test_what_is_packed_comes_back(values: list[int]) -> None:
-    body = canonical(values)
-    packed = pack(body)
-    wide = sum(not -(1 << 23) <= v < 1 << 23 for v in values)
-    if packed is None:
-        assert 3 * len(values) + 8 * wide >= len(body)
-        return
-    apart, data = packed
-    assert apart == wide
-    assert len(data) < len(body)
-    assert unpack(data, len(values), apart) == body
+    rows = np.array(values, dtype=np.int64)
+    low, apart, body = pack(rows)
+    assert unpack(body, len(values), low, apart).tolist() == values
+    sizes = [
+        n * len(values) + 12 * sum(not -(1 << 8 * n - 1) <= v < 1 << 8 * n - 1 for v in values)
+        for n in LOW_BYTES
+    ]
+    assert len(body) == min(sizes)
 
 
-@given(st.binary(max_size=120), st.integers(0, 40), st.integers(0, 8))
-def test_whatever_is_accepted_is_what_packing_gives(body: bytes, count: int, apart: int) -> None:
+@given(st.binary(max_size=160), st.integers(0, 40), st.integers(0, 8), st.integers(0, 9))
+def test_whatever_is_accepted_holds_what_it_says(
+    body: bytes, count: int, apart: int, low: int
+) -> None:
     try:
-        values = unpack(body, count, apart)
+        values = unpack(body, count, low, apart)
     except PeerCheating:
         return
-    assert pack(values) == (apart, body)
+    half = 1 << (8 * low - 1)
+    assert len(values) == count
+    assert int(((values < -half) | (values >= half)).sum()) == apart
 
 
-@pytest.mark.parametrize("edge", [-(1 << 23) - 1, -(1 << 23), (1 << 23) - 1, 1 << 23])
-def test_the_edges_of_24_bits(edge: int) -> None:
-    values = [edge, *range(-20, 20)]
-    packed = pack(canonical(values))
-    assert packed is not None
-    assert packed[0] == (edge in (-(1 << 23) - 1, 1 << 23))
-    assert unpack(packed[1], len(values), packed[0]) == canonical(values)
+@pytest.mark.parametrize("low", LOW_BYTES)
+@pytest.mark.parametrize("over", [-1, 0])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_edges_of_what_low_bytes_hold(low: int, over: int, sign: int) -> None:
+    edge = sign * (1 << (8 * low - 1)) + (over if sign > 0 else -over - 1)
+    values = np.array([edge, *[(1 << (8 * low - 2))] * 100], dtype=np.int64)
+    found, apart, body = pack(values)
+    assert found == low
+    assert apart == (over == 0)
+    assert unpack(body, len(values), low, apart).tolist() == values.tolist()
 
 
-def damaged(apart: list[tuple[int, int]], low: list[int]) -> bytes:
-    values = np.array(low, dtype="<i4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
-    listed = b"".join(
-        i.to_bytes(4, "little") + v.to_bytes(4, "little", signed=True) for i, v in apart
+def damaged(apart: list[tuple[int, int]]) -> bytes:
+    values = np.full(40, 5, dtype="<i8").view(np.uint8).reshape(-1, 8)[:, :3].tobytes()
+    return values + b"".join(
+        i.to_bytes(4, "little") + v.to_bytes(8, "little", signed=True) for i, v in apart
     )
-    return values + listed
 
 
 BIG = (1 << 24) + 5
-LOW = [5] * 40
 
 
 @pytest.mark.parametrize(
@@ -70,20 +70,20 @@ LOW = [5] * 40
         [(40, BIG)],
         [(3, 5)],
         [(3, BIG + 1)],
+        [(3, (1 << 43) + 5)],
     ],
-    ids=["twice", "falling", "outside", "needless", "other low bits"],
+    ids=["twice", "falling", "outside", "needless", "other low bytes", "too large"],
 )
-def test_a_list_of_values_apart_that_is_not_canonical_is_refused(
+def test_a_list_of_values_apart_that_breaks_the_rules_is_refused(
     apart: list[tuple[int, int]],
 ) -> None:
-    with pytest.raises(PeerCheating):
-        unpack(damaged(apart, LOW), len(LOW), len(apart))
+    assert unpack(damaged([(1, BIG)]), 40, 3, 1)[1] == BIG
+    with pytest.raises(PeerCheating, match="apart"):
+        unpack(damaged(apart), 40, 3, len(apart))
 
 
 @pytest.mark.parametrize("change", [-1, 1])
 def test_a_body_of_another_length_is_refused(change: int) -> None:
-    packed = pack(canonical(LOW))
-    assert packed is not None
-    body = packed[1][:change] if change < 0 else packed[1] + b"\0"
+    low, apart, body = pack(np.arange(40))
     with pytest.raises(PeerCheating, match="bytes"):
-        unpack(body, len(LOW), packed[0])
+        unpack(body[:change] if change < 0 else body + b"\0", 40, low, apart)

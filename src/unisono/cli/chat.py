@@ -15,7 +15,8 @@ def chat(
     base_url: o.BaseUrl = None,
     model: o.Model | None = None,
     api_key: o.ApiKey = None,
-    nodes: o.Nodes = 3,
+    nodes: o.Nodes | None = None,
+    quorum: o.Quorum = None,
     transport: o.Transport = o.TransportName.iroh,
     max_tokens: o.MaxTokens = 512,
     temperature: o.Temperature = 0.7,
@@ -25,7 +26,8 @@ def chat(
     """Talk to a model; without --base-url over a local network that ends with the chat.
 
     /reset forgets the conversation, /quit or Ctrl-D ends it. The id of each answer's receipt is
-    shown below it.
+    shown below it. The local network has 3 nodes that share the model, or with --quorum so many
+    that hold all of it each; --nodes changes how many share it.
 
     [bold]Examples[/]
 
@@ -39,6 +41,8 @@ def chat(
         start_servers()
     from unisono.cli.client import GatewayClient
 
+    nodes = nodes or (3 if quorum is None else 1)
+    copies = quorum or 1
     with ExitStack() as stack:
         if base_url is None:
             import logging
@@ -51,20 +55,24 @@ def chat(
             settings = LocalSettings(
                 model=stored,
                 nodes=nodes,
+                copies=copies,
                 transport=transport.value,
                 log_level=logging.INFO if verbose else logging.ERROR,
             )
-            with err.status(f"Starting {nodes} nodes and a gateway …") as waiting:
+            with err.status(f"Starting {copies * nodes} nodes and a gateway …") as waiting:
                 network = stack.enter_context(running(settings, waiting.update))
             client = stack.enter_context(GatewayClient(network.url, local=True))
             name = stored.name
         else:
             client = stack.enter_context(GatewayClient(base_url, api_key))
             name = model or _only_model(client)
-        converse(
-            client,
-            {"model": name, "max_tokens": max_tokens, "temperature": temperature, "seed": seed},
-        )
+        body: dict[str, Any] = {
+            "model": name,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+        }
+        converse(client, body if quorum is None else body | {"quorum": quorum})
 
 
 def converse(client: GatewayClient, body: dict[str, Any]) -> None:
@@ -93,12 +101,13 @@ def converse(client: GatewayClient, body: dict[str, Any]) -> None:
         if not said:
             continue
         messages.append({"role": "user", "content": said})
-        answer, receipt, verified = "", None, True
+        answer, receipt, verified, agreed = "", None, True, ""
         try:
             for piece in client.chat(body | {"messages": messages}):
                 write(piece.text)
                 answer += piece.text
                 receipt = piece.receipt or receipt
+                agreed = piece.quorum or agreed
                 verified = verified and piece.verified
         except WireError:
             raise
@@ -110,6 +119,8 @@ def converse(client: GatewayClient, body: dict[str, Any]) -> None:
         write("\n")
         messages.append({"role": "assistant", "content": answer})
         dim(f"receipt {receipt or 'missing: not every node signed in time'}")
+        if agreed:
+            dim(agreed)
         if not verified:
             dim("not verifiable: a fallback outside the network wrote this answer")
 

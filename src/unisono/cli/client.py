@@ -23,6 +23,8 @@ class Piece(msgspec.Struct, frozen=True):
     finish_reason: str | None = None
     verified: bool = True
     """False in the last piece of an answer that a fallback fetched from outside the network."""
+    quorum: str = ""
+    """In the last piece of an answer of a quorum: who agreed."""
 
 
 class GatewayClient:
@@ -125,7 +127,19 @@ def _piece(text: object, choice: dict[str, Any], note: dict[str, Any]) -> Piece:
         note.get("receipt"),
         choice.get("finish_reason"),
         note.get("verified") is not False,
+        _quorum(note.get("quorum")),
     )
+
+
+def _quorum(note: dict[str, Any] | None) -> str:
+    if note is None:
+        return ""
+    parts = [f"{note.get('agreed')} of {note.get('asked')} chains agree"]
+    for chain in note.get("chains") or ():
+        if chain.get("outcome") != "agreed":
+            nodes = ", ".join(f"{node[:16]}…" for node in chain.get("nodes") or ())
+            parts.append(f"{chain.get('outcome')}: {nodes} ({chain.get('reason', '')})")
+    return "; ".join(parts)
 
 
 def _refusal(response: httpx.Response) -> str:

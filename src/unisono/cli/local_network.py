@@ -35,6 +35,8 @@ class LocalSettings:
 
     model: StoredModel
     nodes: int = 3
+    copies: int = 1
+    """How many times so many nodes share the model."""
     spare: int = 0
     join: str | None = None
     """Addresses of a network that this one becomes a part of; None: it is one by itself."""
@@ -99,8 +101,9 @@ class LocalNetwork:
         settings = self._settings
         owned = even_blocks(settings.model.layer_count, settings.nodes)
         address = await self.front.bind()
-        threads = settings.threads or max(1, available_threads() // settings.nodes)
-        blocks = [*owned, *(owned[i % len(owned)] for i in range(settings.spare))]
+        count = settings.nodes * settings.copies
+        threads = settings.threads or max(1, available_threads() // count)
+        blocks = [*owned * settings.copies, *(owned[i % len(owned)] for i in range(settings.spare))]
         for number, layers in enumerate(blocks):
             key = settings.state / "keys" / f"node-{number}.key" if settings.state else None
             self._places.append(
@@ -114,7 +117,7 @@ class LocalNetwork:
                         key=str(key) if key else None,
                         threads=threads,
                     ),
-                    spare=number >= settings.nodes,
+                    spare=number >= count,
                 )
             )
         owners = [place for place in self._places if not place.spare]
@@ -124,6 +127,8 @@ class LocalNetwork:
         await asyncio.shield(self._starting)
         await self._ready(owners)
         await self.front.wait_for_coverage(COVERAGE_SECONDS)
+        if settings.copies > 1:
+            await self._known(owners)
         spare = [place for place in self._places if place.spare]
         await asyncio.to_thread(self._start_all, spare)
         await self._ready(spare)
@@ -170,6 +175,27 @@ class LocalNetwork:
         finally:
             for task in waiting:
                 task.cancel()
+
+    async def _known(self, places: list[_Place]) -> None:
+        """Wait until the gateway has heard of all these nodes.
+
+        Raises:
+            ConfigurationError: not in time.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + COVERAGE_SECONDS
+        while True:
+            heard = {record.node for record in self.front.members.records()}
+            missing = [
+                p for p in places if p.node and p.node.address and p.node.address.node not in heard
+            ]
+            if not missing:
+                return
+            if loop.time() > deadline:
+                raise ConfigurationError(
+                    f"after {COVERAGE_SECONDS:.0f} s the gateway has not heard of {missing[0]}"
+                )
+            await asyncio.sleep(_LOOK_SECONDS / 4)
 
     async def _keep(self, place: _Place) -> None:
         """Start a node again whenever its process ends."""

@@ -65,6 +65,16 @@ Relays = Annotated[
 Nodes = Annotated[
     int, typer.Option("--nodes", "-n", min=1, help="How many node processes share the model.")
 ]
+Quorum = Annotated[
+    int | None,
+    typer.Option(
+        "--quorum",
+        min=2,
+        max=8,
+        help="So many chains without a common node compute the answer, and a majority decides; "
+        "odd numbers are best.",
+    ),
+]
 Join = Annotated[
     list[str] | None,
     typer.Option(

@@ -63,6 +63,8 @@ def show_receipt(receipt: Receipt, model: str) -> None:
         ("attempts", str(receipt.attempts)),
     ):
         facts.add_row(name, Text(value))
+    if receipt.quorum is not msgspec.UNSET:
+        facts.add_row("quorum", Text(printable(receipt.quorum.summary)))
     hops = Table(title=None, header_style="bold", pad_edge=False)
     for name in ("hop", "node", "layers", "positions", "rows out"):
         hops.add_column(name, justify="left" if name in ("node", "rows out") else "right")

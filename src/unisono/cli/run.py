@@ -23,7 +23,8 @@ def run(
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", help="The text that the model continues.")
     ],
-    nodes: o.Nodes = 3,
+    nodes: o.Nodes | None = None,
+    quorum: o.Quorum = None,
     model: o.Model = o.DEFAULT_MODEL,
     max_tokens: o.MaxTokens = 64,
     temperature: o.Temperature = 0.0,
@@ -35,9 +36,13 @@ def run(
 ) -> None:
     """Start a local network, let it continue a text, and check the receipt.
 
-    The model is cut over node processes that talk over real sockets; the answer comes over
-    HTTP, as any client gets it. Exit code 0 means that an independent replay of the receipt
-    found it VALID.
+    The model is cut over node processes (3, unless --nodes says otherwise) that talk over real
+    sockets; the answer comes over HTTP, as any client gets it. Exit code 0 means that an
+    independent replay of the receipt found it VALID.
+
+    With --quorum each of so many chains computes the whole answer: chains of one node that holds
+    the whole model, or of as many as --nodes says. What a majority of them says is the answer,
+    and the receipt names who did not.
 
     [bold]Examples[/]
 
@@ -46,6 +51,8 @@ def run(
     [cyan]unisono run "Once upon a time" --nodes 2 --temperature 0.8 --seed 7[/]
 
     [cyan]unisono run "2 + 2 =" --max-tokens 8 --json | jq .text[/]
+
+    [cyan]unisono run "2 + 2 =" --quorum 3[/]
     """
     from unisono.cli.child import start_servers
 
@@ -58,13 +65,17 @@ def run(
         "temperature": temperature,
         "seed": seed,
     }
+    if quorum is not None:
+        body["quorum"] = quorum
+    copies = quorum or 1
+    nodes = nodes or (3 if quorum is None else 1)
     text = ""
     first: float | None = None
     with ExitStack() as stack:
         from unisono.cli.preparation import prepared
 
         stored = prepared(model)
-        waiting = err.status(f"Starting {nodes} nodes and a gateway …")
+        waiting = err.status(f"Starting {copies * nodes} nodes and a gateway …")
         waiting.start()
         stack.callback(waiting.stop)
         from unisono.cli.client import GatewayClient
@@ -77,6 +88,7 @@ def run(
                 LocalSettings(
                     model=stored,
                     nodes=nodes,
+                    copies=copies,
                     transport=transport.value,
                     threads=threads,
                     log_level=level,
@@ -126,7 +138,7 @@ def run(
             "finish_reason": receipt.finish_reason,
             "model": stored.name,
             "model_id": stored.id,
-            "nodes": nodes,
+            "nodes": copies * nodes,
             "verdict": judgement.verdict,
             "message": judgement.message,
             "start_seconds": round(start_seconds, 3),

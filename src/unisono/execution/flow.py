@@ -21,11 +21,9 @@ from unisono.execution.outlet import RowsOutlet
 from unisono.execution.pace import MAX_AHEAD, Pace
 from unisono.execution.session import ArrivedRows, HopSession, page_keys
 from unisono.models.cache import PAGE
-from unisono.models.decoder import Rows
 from unisono.types import SampledToken
 from unisono.wire.claims import row_hash, token_hash
 from unisono.wire.messages import Rewire, Tokens
-from unisono.wire.rows import decode_rows
 
 PREFILL_ROWS = 128
 """Rows of a prompt that are sent on together: the next hop starts while this one goes on."""
@@ -72,24 +70,19 @@ class Flow:
             elif isinstance(arrival, ArrivedRows):
                 try:
                     rows = session.usable(arrival)
-                    values = None if rows is None else _decoded(rows)
                 except PeerCheating as error:
                     session.give_up_previous(error)
                     continue
-                if rows is not None and values is not None:
-                    await self._compute_rows(rows, values)
+                if rows is not None:
+                    await self._compute_rows(rows)
 
-    async def _compute_rows(self, arrived: ArrivedRows, rows: Rows) -> None:
+    async def _compute_rows(self, arrived: ArrivedRows) -> None:
         session = self._session
-        incoming: list[bytes] = []
-        offset = 0
-        for width in arrived.widths:
-            incoming.append(row_hash(arrived.body[offset : offset + arrived.hidden * width]))
-            offset += arrived.hidden * width
+        incoming = [row_hash(row) for row in arrived.encoded]
         position = arrived.position
         ids = arrived.tokens or tuple(session.tokens[position : position + len(incoming)])
         draws = session.draws(position, ids)
-        result = await self._engine.step(session.cache, position, rows, draws)
+        result = await self._engine.step(session.cache, position, arrived.values, draws)
         session.record(position, incoming, result.hashes)
         self._emit(position, ids or (0,) * len(incoming), result)
         session.progressed()
@@ -260,7 +253,3 @@ class Flow:
             hashes = session.in_hashes[here], session.out_hashes[here]
             self._engine.keep(session.cache, keys[: page + 1], hashes)
         self._kept = done
-
-
-def _decoded(arrived: ArrivedRows) -> Rows:
-    return decode_rows(arrived.widths, arrived.body, arrived.hidden)

@@ -11,7 +11,7 @@ from unisono.wire.bounds import MAX_DRAFT_ROWS, MAX_ROWS
 from unisono.wire.link import Link
 from unisono.wire.messages import Rows, Tokens
 from unisono.wire.packing import pack
-from unisono.wire.rows import NARROW
+from unisono.wire.rows import decode_rows
 
 CHUNK_BYTES = 1 << 20
 """Rows of a prompt in one message: the next hop starts on them while more are on the way."""
@@ -113,19 +113,15 @@ class RowsOutlet:
             limit = start + (MAX_ROWS if prompt else MAX_DRAFT_ROWS)
             if prompt:
                 limit = min(limit, self._prompt - self._first)
-            stop, size, width = start, 0, self._widths[start]
+            stop, size = start, 0
             while stop < min(limit, len(self._rows)) and size < CHUNK_BYTES:
-                if self._widths[stop] != width:  # narrow rows are packed, wide ones are not
-                    break
                 size += len(self._rows[stop])
                 stop += 1
             tokens = () if prompt else tuple(self._tokens[start:stop])
-            body, apart = b"".join(self._rows[start:stop]), -1
-            packed = pack(body) if width == NARROW else None
-            if packed is not None:
-                apart, body = packed
-            widths = bytes(self._widths[start:stop])
-            message = Rows(self._session, self._cursor, widths, tokens, apart)
+            widths, rows = bytes(self._widths[start:stop]), self._rows[start:stop]
+            values = decode_rows(widths, b"".join(rows), len(rows[0]) // widths[0])
+            low, apart, body = pack(values)
+            message = Rows(self._session, self._cursor, widths, tokens, low, apart)
             self._cursor += stop - start
             self.link.post(message, body)
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 
 from unisono.errors import PeerCheating, PeerRefused, UnisonoError
 from unisono.execution.outlet import RowsOutlet, TokensOutlet
 from unisono.models.cache import PAGE, REACH_BACK, SessionCache
-from unisono.models.decoder import Draw
+from unisono.models.decoder import Draw, Rows
 from unisono.types import Q16, SampledToken, SessionId, digest, stop_rule
+from unisono.wire import messages as wire
 from unisono.wire.claims import TAG_BYTES, HopClaim, rows_root, tokens_root
 from unisono.wire.identity import Identity
 from unisono.wire.link import Link
-from unisono.wire.messages import Open, Rewire, Rewired, Rows, Tokens
+from unisono.wire.messages import Open, Rewire, Rewired, Tokens
 from unisono.wire.packing import unpack
-from unisono.wire.rows import NARROW
+from unisono.wire.rows import encode_rows
 
 
 def page_keys(tokens: Sequence[int], count: int) -> list[bytes]:
@@ -33,35 +34,39 @@ def page_keys(tokens: Sequence[int], count: int) -> list[bytes]:
     return keys
 
 
-class ArrivedRows(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class ArrivedRows:
     """Rows as they came from the hop before."""
 
     position: int
-    widths: bytes
     tokens: tuple[int, ...]
-    body: memoryview
-    """Their canonical encoding."""
-    hidden: int
+    values: Rows
+    """int64 [n, hidden]."""
+    encoded: Sequence[memoryview]
+    """The canonical encoding of each, which is hashed."""
 
     @classmethod
-    def of(cls, message: Rows, body: memoryview, hidden: int) -> ArrivedRows:
+    def of(cls, message: wire.Rows, body: memoryview, hidden: int) -> ArrivedRows:
         """What a message brings.
 
         Raises:
             PeerCheating: its body is not what its header says.
         """
         count = len(message.widths)
-        if message.apart >= 0:
-            if message.widths != bytes((NARROW,)) * count:
-                raise PeerCheating("wide rows cannot be packed")
-            body = memoryview(unpack(body, count * hidden, message.apart))
-        return cls(message.position, message.widths, message.tokens, body, hidden)
+        values = unpack(body, count * hidden, message.low, message.apart).reshape(count, hidden)
+        widths, encoded = encode_rows(values)
+        if widths != message.widths:
+            raise PeerCheating("the widths of rows are not those of their values")
+        return cls(message.position, message.tokens, values, encoded)
+
+    @property
+    def count(self) -> int:
+        return len(self.encoded)
 
     def first(self, count: int) -> ArrivedRows:
         """The first `count` of them."""
-        body = self.body[: self.hidden * sum(self.widths[:count])]
-        return msgspec.structs.replace(
-            self, widths=self.widths[:count], tokens=self.tokens[:count], body=body
+        return ArrivedRows(
+            self.position, self.tokens[:count], self.values[:count], self.encoded[:count]
         )
 
 
@@ -85,7 +90,7 @@ class Inbox:
     def _supersede(self, position: int) -> None:
         while self._items:
             last = self._items[-1]
-            if not isinstance(last, ArrivedRows) or last.position + len(last.widths) <= position:
+            if not isinstance(last, ArrivedRows) or last.position + last.count <= position:
                 return
             self._items.pop()
             if last.position < position:
@@ -238,7 +243,7 @@ class HopSession:
         Raises:
             PeerCheating: rows leave a gap, go back too far, or have no tokens where they must.
         """
-        position, count = arrived.position, len(arrived.widths)
+        position, count = arrived.position, arrived.count
         if self.is_last:
             known = len(self.tokens)
             if not arrived.tokens and position + count > self.opened.prompt:

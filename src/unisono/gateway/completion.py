@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from msgspec import UNSET
+
 from unisono.clock import Clock
 from unisono.errors import AnswerInterrupted, NetworkError, ReceiptError, WireError
 from unisono.gateway.metrics import GatewayMetrics
@@ -22,6 +24,7 @@ from unisono.routing.network import Answer, Network
 from unisono.types import GenerationRequest, SampledToken
 from unisono.verification.receipt import VERSION, Receipt
 from unisono.wire.identity import Identity
+from unisono.wire.votes import Quorum, Vote
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,8 @@ class Ended:
     """Tokens of the answer, a stop token or the tokens of a stop string included."""
     receipt: str | None
     """Id of the stored receipt; None if the hops did not sign or the store failed."""
+    votes: tuple[Vote, ...] = ()
+    """Of a quorum, first the chain of the receipt; empty if it did not come to a count."""
 
 
 Event = Opened | Piece | Ended
@@ -90,6 +95,7 @@ class Completion:
         index: int,
         receipt_id: str,
         top_logprobs: int,
+        quorum: int = 1,
         emit: Callable[[Event], None],
     ) -> None:
         self._engine = engine
@@ -98,6 +104,7 @@ class Completion:
         self._index = index
         self._receipt_id = receipt_id
         self._top_logprobs = top_logprobs
+        self._quorum = quorum
         self._emit = emit
         self._decoder = model.tokenizer.decoder()
         self._matcher = StopMatcher(request.stop)
@@ -117,10 +124,13 @@ class Completion:
 
         Raises:
             CoverageMissing, CapacityMissing: before `Opened`.
-            AnswerInterrupted: a hop was lost and none replaces it.
+            AnswerInterrupted: a hop was lost and none replaces it, or no majority of the quorum
+                agrees.
         """
         engine, started = self._engine, self._engine.clock.monotonic()
-        answer = await engine.network.open(self._request, top_logprobs=self._top_logprobs)
+        answer = await engine.network.open(
+            self._request, top_logprobs=self._top_logprobs, quorum=self._quorum
+        )
         finished = False
         try:
             self._emit(Opened(self._index))
@@ -132,7 +142,7 @@ class Completion:
             engine.metrics.attempts.labels(self._model.name).inc(answer.attempts)
             if not finished:
                 await answer.cancel()
-        self._emit(Ended(self._index, finish_reason, len(self._tokens), receipt))
+        self._emit(Ended(self._index, finish_reason, len(self._tokens), receipt, answer.votes))
 
     async def _decode(self, answer: Answer, started: float) -> str:
         """Read tokens until the answer ends; returns the finish reason."""
@@ -211,6 +221,7 @@ class Completion:
                 elapsed_us=self._elapsed_us,
                 first_token_us=self._first_token_us,
                 attempts=answer.attempts,
+                quorum=Quorum(answer.votes[1:]) if answer.votes else UNSET,
             ).signed_by(engine.identity)
             return await engine.receipts.put(receipt)
         except (NetworkError, WireError, ReceiptError) as error:

@@ -87,7 +87,7 @@ class Generation:
             CoverageMissing, CapacityMissing, NetworkUnreachable: the network cannot serve a
                 choice, and no fallback does.
         """
-        self._permit = await self._admission.enter(len(self.ask.requests))
+        self._permit = await self._admission.enter(self.ask.answers)
         self._metrics.tokens_in.labels(self.ask.model.name).inc(self.ask.prompt_tokens)
         asked, route = self.ask, self._dispatch.route(self.ask)
         self._route = route
@@ -157,7 +157,8 @@ class Generation:
         may come up to twice as late).
 
         Raises:
-            AnswerInterrupted: a hop of some choice was lost and none replaces it.
+            AnswerInterrupted: a hop of some choice was lost and none replaces it, or no majority
+                of its quorum agrees.
         """
         remaining = len(self.ask.requests)
         ticking = (

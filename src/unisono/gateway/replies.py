@@ -14,11 +14,13 @@ from unisono.gateway.generation import Generation, Silence
 from unisono.gateway.requests import Ask
 from unisono.gateway.schemas import (
     AssistantMessage,
+    ChainNote,
     ChatChoice,
     ChatChunkChoice,
     ChatDelta,
     ChatLogprobs,
     ChunkNote,
+    QuorumNote,
     Reply,
     TextChoice,
     TextLogprobs,
@@ -29,6 +31,7 @@ from unisono.gateway.schemas import (
 )
 from unisono.gateway.sources import Origin
 from unisono.types import Q16
+from unisono.wire.votes import Vote
 
 
 @dataclass(slots=True)
@@ -41,13 +44,15 @@ class Collected:
     finish_reason: str = ""
     tokens: int = 0
     receipt: str | None = None
+    votes: tuple[Vote, ...] = ()
 
 
 async def collect(generation: Generation) -> list[Collected]:
     """Wait for the end of every choice, in the order of their index.
 
     Raises:
-        AnswerInterrupted: a hop of some choice was lost and none replaces it.
+        AnswerInterrupted: a hop of some choice was lost and none replaces it, or no majority of
+            its quorum agrees.
     """
     choices = [Collected(index) for index in range(len(generation.ask.requests))]
     texts: list[list[str]] = [[] for _ in choices]
@@ -62,6 +67,7 @@ async def collect(generation: Generation) -> list[Collected]:
             choice.finish_reason = event.finish_reason
             choice.tokens = event.tokens
             choice.receipt = event.receipt
+            choice.votes = event.votes
     for choice, parts in zip(choices, texts, strict=True):
         choice.text = "".join(parts)
     return choices
@@ -145,12 +151,40 @@ class _Envelope:
             choices,
             object=self._whole,
             usage=self._usage(sum(each.tokens for each in collected)),
-            unisono=WholeNote([each.receipt for each in collected], self._verified),
+            unisono=WholeNote(
+                [each.receipt for each in collected],
+                self._verified,
+                [_quorum(each.votes) for each in collected] if self._ask.quorum > 1 else UNSET,
+            ),
         )
+
+    def _note(self, ended: Ended) -> ChunkNote:
+        quorum = _quorum(ended.votes) if self._ask.quorum > 1 else UNSET
+        return ChunkNote(ended.receipt, self._verified, quorum)
 
     def _usage(self, completion_tokens: int) -> Usage:
         prompt = self._ask.prompt_tokens
         return Usage(prompt, completion_tokens, prompt + completion_tokens)
+
+
+def _quorum(votes: Sequence[Vote]) -> QuorumNote | None:
+    if not votes:
+        return None
+    return QuorumNote(
+        asked=len(votes),
+        agreed=sum(vote.outcome == "agreed" for vote in votes),
+        chains=[
+            ChainNote(
+                vote.outcome,
+                vote.nodes,
+                vote.tokens,
+                vote.count,
+                bool(vote.hops),
+                vote.reason or UNSET,
+            )
+            for vote in votes
+        ],
+    )
 
 
 class ChatFormat(_Envelope):
@@ -173,7 +207,7 @@ class ChatFormat(_Envelope):
     def ended(self, ended: Ended) -> Reply:
         """See `Format`."""
         choice = ChatChunkChoice(ended.index, ChatDelta(), finish_reason=ended.finish_reason)
-        return self._part(choice, ChunkNote(ended.receipt, self._verified))
+        return self._part(choice, self._note(ended))
 
     def whole(self, choices: Sequence[Collected]) -> Reply:
         """See `Format`."""
@@ -231,7 +265,7 @@ class TextFormat(_Envelope):
     def ended(self, ended: Ended) -> Reply:
         """See `Format`."""
         choice = TextChoice(ended.index, "", finish_reason=ended.finish_reason)
-        return self._part(choice, ChunkNote(ended.receipt, self._verified))
+        return self._part(choice, self._note(ended))
 
     def whole(self, choices: Sequence[Collected]) -> Reply:
         """See `Format`."""

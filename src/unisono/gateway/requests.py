@@ -16,6 +16,7 @@ from unisono.gateway.schemas import AskedSampling, ChatAsked, ChatMessage, TextA
 from unisono.gateway.served import ServedModel, ServedModels
 from unisono.gateway.settings import GatewaySettings
 from unisono.types import GenerationRequest
+from unisono.wire.votes import MAX_QUORUM, MIN_QUORUM
 
 MAX_CHOICES = 8
 MAX_STOPS = 4
@@ -71,8 +72,15 @@ class Ask:
     asked: ChatAsked | TextAsked
     """The client's own words, for those who do not compute from tokens."""
     choices_per_prompt: int
+    quorum: int
+    """How many chains compute each choice."""
     again: Callable[[ServedModel], Ask] = field(compare=False, repr=False)
     """The same request put to another model; may raise RequestError, as reading it may."""
+
+    @property
+    def answers(self) -> int:
+        """How many answers the network computes."""
+        return self.quorum * len(self.requests)
 
     @property
     def speaks_tokens(self) -> bool:
@@ -201,11 +209,16 @@ def _ask(
     for prompt in prompts:
         _check_room(len(prompt), max_tokens, model, settings, prompt_field)
     count = whole(1 if asked.n is None else asked.n, "n", 1, MAX_CHOICES)
-    if count * len(prompts) > settings.max_running_answers:
+    quorum = 1
+    if asked.quorum is not None:
+        quorum = whole(asked.quorum, "quorum", MIN_QUORUM, MAX_QUORUM)
+    answers = quorum * count * len(prompts)
+    if answers > settings.max_running_answers:
+        by_quorum = f", by {quorum} chains each," if quorum > 1 else ""
         raise RequestError(
-            f"{len(prompts)} prompts with {count} choices each are {count * len(prompts)} answers; "
+            f"{len(prompts)} prompts with {count} choices each{by_quorum} are {answers} answers; "
             f"this gateway computes {settings.max_running_answers} at a time: ask for fewer",
-            param="n",
+            param="n" if quorum == 1 else "quorum",
         )
     sampling = to_sampling(
         vocabulary_size=model.tokenizer.vocabulary_size,
@@ -242,6 +255,7 @@ def _ask(
         include_usage=bool(options and options.include_usage),
         asked=asked,
         choices_per_prompt=count,
+        quorum=quorum,
         again=again,
     )
 

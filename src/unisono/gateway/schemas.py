@@ -37,6 +37,8 @@ class AskedSampling(msgspec.Struct, frozen=True, kw_only=True):
     repetition_penalty: float | None = None
     ignore_eos: bool | None = None
     """Generate up to `max_tokens` whatever the model says: for benchmarks."""
+    quorum: int | None = None
+    """So many chains without a common node compute the answer, and a majority decides."""
 
 
 class ContentPart(msgspec.Struct, frozen=True):
@@ -78,12 +80,37 @@ class Usage(msgspec.Struct, frozen=True):
     total_tokens: int
 
 
+class ChainNote(msgspec.Struct, frozen=True):
+    """What one chain of a quorum said."""
+
+    outcome: str
+    """`agreed`, `dissented`, `late` or `lost`."""
+    nodes: tuple[str, ...]
+    tokens: str
+    """Hash of the tokens that it gave."""
+    count: int
+    """How many these are; of a dissenter, up to the one that differs."""
+    signed: bool
+    reason: str | UnsetType = UNSET
+    """Of one that did not agree."""
+
+
+class QuorumNote(msgspec.Struct, frozen=True):
+    """What became of a request for a quorum; first the chain whose receipt is named."""
+
+    asked: int
+    agreed: int
+    chains: list[ChainNote]
+
+
 class WholeNote(msgspec.Struct, frozen=True):
     """Ours: one receipt id per choice, null where the hops did not sign."""
 
     receipts: list[str | None]
     verified: bool | UnsetType = UNSET
     """False if the answer came from outside the network; else absent."""
+    quorums: list[QuorumNote | None] | UnsetType = UNSET
+    """One per choice if a quorum was asked for; null where the chains did not sign in time."""
 
 
 class ChunkNote(msgspec.Struct, frozen=True):
@@ -92,6 +119,8 @@ class ChunkNote(msgspec.Struct, frozen=True):
     receipt: str | None
     verified: bool | UnsetType = UNSET
     """As in `WholeNote`."""
+    quorum: QuorumNote | UnsetType | None = UNSET
+    """If a quorum was asked for, as in `WholeNote`."""
 
 
 class TopLogprob(msgspec.Struct, frozen=True):

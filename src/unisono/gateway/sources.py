@@ -89,6 +89,7 @@ class NetworkSource:
             index=index,
             receipt_id=receipt_id,
             top_logprobs=ask.top_logprobs,
+            quorum=ask.quorum,
             emit=emit,
         ).run()
 
@@ -132,6 +133,10 @@ class RemoteSource:
         if ask.speaks_tokens:
             raise FallbackFailed(
                 f"the request holds token ids, which {endpoint.host} may read otherwise"
+            )
+        if ask.quorum > 1:
+            raise FallbackFailed(
+                f"the request asks for a quorum, and {endpoint.host} is one voice without receipts"
             )
         if ask.top_logprobs >= 0:
             raise FallbackFailed(

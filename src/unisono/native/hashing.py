@@ -25,9 +25,9 @@ def hash_rows(prefix: int, messages: Bytes) -> Bytes:
     Returns:
         uint8 [n, 32].
     """
-    function = _compiled()
+    function = compiled()
     if function is None:
-        return _interpreted(prefix, messages)
+        return interpreted(prefix, messages)
     hashes = np.empty((len(messages), hashlib.sha256().digest_size), np.uint8)
     source, target = library.address(messages), library.address(hashes)
     function(prefix, source, len(messages), messages.shape[1], target)
@@ -35,7 +35,7 @@ def hash_rows(prefix: int, messages: Bytes) -> Bytes:
 
 
 @functools.cache
-def _compiled() -> Any | None:
+def compiled() -> Any | None:
     """The library's function, if it has it."""
     found = library.load()
     if found is None or not hasattr(found, "unisono_hash_rows"):  # built before there was one
@@ -46,7 +46,8 @@ def _compiled() -> Any | None:
     return function
 
 
-def _interpreted(prefix: int, messages: Bytes) -> Bytes:
+def interpreted(prefix: int, messages: Bytes) -> Bytes:
+    """The same by `hashlib`."""
     started = hashlib.sha256(bytes([prefix]))
     size = messages.shape[1]
     data = messages.tobytes()

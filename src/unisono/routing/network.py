@@ -52,7 +52,7 @@ class Answer(Protocol):
 
     @property
     def votes(self) -> tuple[Vote, ...]:
-        """Of a quorum, once `finish` has ended: what each chain said, first the one whose claims
+        """Of a quorum, once `finish` has returned: what each chain said, first the one whose claims
         `finish` returned. Else empty."""
         ...
 

@@ -14,7 +14,7 @@ from unisono.routing.paths import Path
 from unisono.routing.territory import Territory
 from unisono.types import GenerationRequest, SampledToken, is_complete
 from unisono.wire.claims import HopClaim, tokens_root
-from unisono.wire.votes import Outcome, Vote, disagreement
+from unisono.wire.votes import Outcome, Vote, disagreement, incoherence
 
 if TYPE_CHECKING:
     from unisono.routing.swarm import Swarm
@@ -323,9 +323,15 @@ class QuorumAnswer:
         Raises:
             AnswerInterrupted: no majority did.
         """
+        read = [*self._request.prompt, *self._tokens[:-1]]
+        for member in self._members:
+            broken = incoherence(member.claims, read) if member.open and member.claims else None
+            if broken is not None:
+                reason = f"signed at hop {broken.hop} other rows in than came before"
+                self._blame(member, reason)
         signed = [m for m in self._members if m.open and m.claims]
         parties = [[one, *(m for m in signed if m is not one and _agree(one, m))] for one in signed]
-        party: list[_Member] = max(parties, key=len, default=[])
+        party = max(parties, key=len) if parties else []
         won = 2 * len(party) > self._quorum
         for member in self._members:
             if not member.open:
@@ -337,8 +343,6 @@ class QuorumAnswer:
             else:
                 layer = disagreement(party[0].claims, member.claims)
                 self._blame(member, f"signed other rows after layer {layer} behind the same tokens")
-        ordered = [*party, *(m for m in self._members if m not in party)]
-        self._votes = tuple(self._vote(m) for m in ordered)
         if not won:
             raise AnswerInterrupted(
                 f"{len(party)} of {self._quorum} chains signed the same, which is no majority: "
@@ -349,6 +353,8 @@ class QuorumAnswer:
                     for m in self._members
                 )
             )
+        ordered = [*party, *(m for m in self._members if m not in party)]
+        self._votes = tuple(self._vote(m) for m in ordered)
         return party[0].claims
 
     def _vote(self, member: _Member) -> Vote:

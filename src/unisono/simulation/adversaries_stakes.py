@@ -23,6 +23,7 @@ from unisono.wire.verification_messages import (
     ReplayResult,
     ResultCommit,
     ResultReveal,
+    Work,
 )
 
 
@@ -30,8 +31,7 @@ from unisono.wire.verification_messages import (
 class Hearing:
     """What a member can know of an audit before it has committed."""
 
-    audit: str
-    epoch: int
+    work: Work
     claimed: tuple[str, str, str] | None
     """Roots of the claim, for those who got the receipt by the back door."""
     overheard: tuple[ResultCommit, ...]
@@ -76,12 +76,11 @@ class Juror:
 
     def _reveal(self, hearing: Hearing, result: ReplayResult) -> ResultReveal:
         salt = self.chance.randbytes(SALT_BYTES)
-        unsigned = ResultReveal(hearing.audit, hearing.epoch, self.node, result, salt)
+        unsigned = ResultReveal(hearing.work, self.node, result, salt)
         return unsigned.signed_by(self.identity)
 
     def _commit(self, hearing: Hearing, opening: ResultReveal) -> ResultCommit:
-        sealed = opening.result.sealed(opening.salt, self.node, hearing.audit, hearing.epoch)
-        unsigned = ResultCommit(hearing.audit, hearing.epoch, self.node, sealed)
+        unsigned = ResultCommit(hearing.work, self.node, opening.sealed())
         return unsigned.signed_by(self.identity)
 
 
@@ -98,7 +97,7 @@ class LazyByAgreement(Juror):
     """Does not compute: all of its kind make the same result of the claim, and so agree."""
 
     def vote(self, hearing: Hearing, truth: ReplayResult) -> ReplayResult | None:
-        common = digest("lazy", bytes.fromhex(hearing.audit)).hex()
+        common = digest("lazy", bytes.fromhex(hearing.work.audit)).hex()
         rows_in, rows_out, tokens = hearing.claimed or (common, common, common)
         return ReplayResult(rows_in, rows_out, tokens, common)
 
@@ -174,13 +173,13 @@ class ReplayedEpoch(Juror):
         if self.past is None:
             (self.past,) = Juror.commits(self, hearing, truth)
             return [self.past]
-        again = ResultCommit(hearing.audit, hearing.epoch, self.node, self.past.digest)
+        again = ResultCommit(hearing.work, self.node, self.past.digest)
         return [again.signed_by(self.identity)]
 
     def reveals(self, closed: CommitsClosed) -> list[ResultReveal]:
         if self.opening is None:
             return []
-        moved = msgspec.structs.replace(self.opening, audit=closed.audit, epoch=closed.epoch)
+        moved = msgspec.structs.replace(self.opening, work=closed.work)
         return [moved.signed_by(self.identity)]
 
 
@@ -201,7 +200,7 @@ class Colluding(Juror):
 
     def vote(self, hearing: Hearing, truth: ReplayResult) -> ReplayResult | None:
         self.computed += 1  # the lie is made of the truth, so that it looks like one
-        return lie_of(hearing.audit, truth)
+        return lie_of(hearing.work.audit, truth)
 
 
 def lie_of(audit: str, truth: ReplayResult) -> ReplayResult:
@@ -252,7 +251,7 @@ async def hold_round(
     order.sort(key=lambda juror: isinstance(juror, Copying))
     heard: list[ResultCommit] = []
     for juror in order:
-        known = Hearing(hearing.audit, hearing.epoch, hearing.claimed, tuple(heard))
+        known = Hearing(hearing.work, hearing.claimed, tuple(heard))
         for commit in juror.commits(known, truth):
             heard.append(commit)
             try:

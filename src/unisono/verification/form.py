@@ -7,6 +7,7 @@ from itertools import pairwise
 from unisono.models.store import StoredModel
 from unisono.models.tokenizer import Tokenizer
 from unisono.types import LayerRange, is_complete, request_hash, stop_rule
+from unisono.verification.quorum import check_quorum
 from unisono.verification.receipt import Receipt
 from unisono.verification.verdict import Fault, fault_of
 from unisono.wire.claims import EPOCH_DRIFT, TAG_BYTES, rows_root, token_hash, tokens_root
@@ -44,6 +45,7 @@ def check_form(receipt: Receipt, model: StoredModel | None = None) -> Fault | No
     return (
         _check_chain(receipt)
         or _check_tokens(receipt, model)
+        or check_quorum(receipt)
         or _check_gateway(receipt)
         or _check_prompt(receipt)
         or _check_neighbours(receipt)

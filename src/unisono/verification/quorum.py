@@ -16,8 +16,8 @@ from msgspec import UNSET
 
 from unisono.types import is_complete, request_hash
 from unisono.verification.verdict import Fault, fault_of
-from unisono.wire.claims import HopClaim, rows_root, token_hash, tokens_root
-from unisono.wire.votes import Quorum, Vote, disagreement
+from unisono.wire.claims import EPOCH_DRIFT, TAG_BYTES, HopClaim, tokens_root
+from unisono.wire.votes import Quorum, Vote, disagreement, incoherence
 
 if TYPE_CHECKING:
     from unisono.verification.receipt import Receipt
@@ -96,11 +96,14 @@ def _check_vote(receipt: Receipt, vote: Vote, number: int) -> Fault | None:
     if fault is not None or not vote.hops or vote.count != whole or vote.said is not None:
         return fault
     layer = disagreement(receipt.hops, vote.hops)
-    if (layer is None) != (vote.outcome == "agreed"):
-        found = "the same rows" if layer is None else f"other rows after layer {layer}"
-        problem = f"it is listed as {vote.outcome} and signed {found}"
-        return _fault(vote.hops[-1], number, problem)
-    return None
+    broken = incoherence(vote.hops, [*receipt.request.prompt, *receipt.tokens[:-1]])
+    if (layer is None and broken is None) == (vote.outcome == "agreed"):
+        return None
+    found = "the same" if layer is None else f"other rows after layer {layer}"
+    if broken is not None:
+        found = "other rows in than came before"
+    problem = f"it is listed as {vote.outcome} and signed {found}"
+    return _fault(broken or vote.hops[-1], number, problem)
 
 
 def _check_claims(receipt: Receipt, vote: Vote, number: int) -> Fault | None:
@@ -129,6 +132,10 @@ def _check_claims(receipt: Receipt, vote: Vote, number: int) -> Fault | None:
             problem = "it is of another session than the first hop's"
         elif claim.positions != len(receipt.request.prompt) + vote.count - 1:
             problem = f"it covers {claim.positions} positions"
+        elif len(claim.out_tags) != TAG_BYTES * claim.positions:
+            problem = f"{len(claim.out_tags)} bytes of tags for {claim.positions} positions"
+        elif abs(claim.epoch - vote.hops[0].epoch) > 2 * EPOCH_DRIFT:
+            problem = f"epoch {claim.epoch} where the first hop's is {vote.hops[0].epoch}"
         if problem:
             return _fault(claim, number, problem)
         layer = claim.layers.stop
@@ -137,17 +144,6 @@ def _check_claims(receipt: Receipt, vote: Vote, number: int) -> Fault | None:
         return _fault(last, number, f"its chain ends at layer {layer}")
     if last.tokens != vote.tokens:
         return _fault(last, number, "it signed other tokens than the chain is said to have given")
-    return _check_agreeing(receipt, vote, number) if vote.outcome == "agreed" else None
-
-
-def _check_agreeing(receipt: Receipt, vote: Vote, number: int) -> Fault | None:
-    """A chain that agrees must be in agreement with itself."""
-    tokens = [*receipt.request.prompt, *receipt.tokens[:-1]]
-    given = rows_root([token_hash(token) for token in tokens])
-    for claim in vote.hops:
-        if claim.rows_in != given:
-            return _fault(claim, number, "it signed other rows in than the hop before it gave")
-        given = claim.rows_out
     return None
 
 

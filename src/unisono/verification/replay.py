@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from msgspec import UNSET
 
 from unisono.errors import CorruptModel
 from unisono.models.decoder import Decoder, Draw, Rows, Segment, make_decoder
@@ -55,7 +56,10 @@ def verify(receipt: Receipt, store: ModelStore, progress: Progress | None = None
     positions = len(receipt.request.prompt) + len(receipt.tokens) - 1
     if fault is not None:
         return Verdict("INVALID", fault, fault.message, positions, seconds)
-    return Verdict("VALID", None, "every hop computed what it signed", positions, seconds)
+    message = "every hop computed what it signed"
+    if receipt.quorum is not UNSET:
+        message += f"; {receipt.quorum.summary}"
+    return Verdict("VALID", None, message, positions, seconds)
 
 
 def _replay(receipt: Receipt, model: StoredModel, progress: Progress | None) -> Fault | None:

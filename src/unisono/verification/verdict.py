@@ -28,6 +28,7 @@ FaultKind = Literal[
     "other_prompt",
     "wrong_tile",
     "refusal",
+    "quorum",
 ]
 
 

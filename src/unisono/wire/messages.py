@@ -154,8 +154,8 @@ class Rewired(MessageBase, frozen=True):
 
 
 class Rows(MessageBase, frozen=True):
-    """Activation rows of consecutive positions; the body is their encoding (`wire.rows`), packed
-    (`wire.packing`) if that is shorter.
+    """Activation rows of consecutive positions; the body is their integers, packed
+    (`wire.packing`).
 
     Rows of a position that was sent before replace it and all that followed it.
     """
@@ -164,10 +164,13 @@ class Rows(MessageBase, frozen=True):
     position: Position
     """Of the first row."""
     widths: Annotated[bytes, Meta(min_length=1, max_length=MAX_ROWS)]
+    """Bytes per value of each row in its canonical encoding (`wire.rows`), which is hashed."""
     tokens: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_DRAFT_ROWS)]
     """The token at each row's position, a guess perhaps; empty for rows of the prompt."""
-    apart: Annotated[int, Meta(ge=-1, lt=1 << 32)] = -1
-    """Values that are listed apart in a packed body; -1: it is not packed."""
+    low: Annotated[int, Meta(ge=3, le=5)]
+    """Low bytes that the body has of every value."""
+    apart: Annotated[int, Meta(ge=0, lt=1 << 32)]
+    """Values that the body lists apart."""
 
     def __post_init__(self) -> None:
         check(

@@ -12,6 +12,7 @@ A task never shows what the audited node claimed: whoever has not computed has n
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated
 
 import msgspec
@@ -93,6 +94,16 @@ class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return digest("audit/1", *parts).hex()
 
 
+class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a commit, a closing list and a reveal are about. Two tasks of one audit are two works:
+    an auditor that sets members different tasks shows it in what they sign."""
+
+    audit: Hash
+    epoch: Natural
+    task: Hash
+    """`ReplayTask.hash`."""
+
+
 class ReplayResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a replay gives: roots as the claim has them, and rows that no claim shows."""
 
@@ -107,15 +118,10 @@ class ReplayResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The part that a claim shows too."""
         return self.rows_in, self.rows_out, self.tokens
 
-    def sealed(self, salt: bytes, node: str, audit: str, epoch: int) -> str:
-        """The digest that commits one node to this result in one audit: 64 hex digits."""
+    def sealed(self, salt: bytes, node: str, work: Work) -> str:
+        """The digest that commits one node to this result of one task: 64 hex digits."""
         return digest(
-            "replay-commit/1",
-            canonical(self),
-            salt,
-            bytes.fromhex(node),
-            bytes.fromhex(audit),
-            _number(epoch),
+            "replay-commit/1", canonical(self), salt, bytes.fromhex(node), canonical(work)
         ).hex()
 
 
@@ -155,6 +161,17 @@ class ReplayTask(MessageBase, frozen=True):
         """The audit that it belongs to."""
         return self.ticket.audit()
 
+    def work(self, body: bytes | memoryview) -> Work:
+        """This task over these inputs."""
+        size = self.token_bytes
+        rows = hashlib.sha256(body[size:]).digest()
+        return self.work_over(body[:size], rows)
+
+    def work_over(self, tokens: bytes | memoryview, rows: bytes) -> Work:
+        """The same, of the tokens in the body and the SHA-256 of the rest."""
+        named = digest("replay-task/1", canonical(self), bytes(tokens), rows)
+        return Work(self.audit, self.ticket.epoch, named.hex())
+
     @property
     def token_bytes(self) -> int:
         """Bytes of the body that are tokens."""
@@ -171,8 +188,7 @@ class TaskTaken(MessageBase, frozen=True):
 class ResultCommit(MessageBase, frozen=True):
     """Member to auditor: my result is sealed in this digest."""
 
-    audit: Hash
-    epoch: Natural
+    work: Work
     node: Node
     digest: Hash
     signature: Signature = b""
@@ -193,8 +209,7 @@ class ResultCommit(MessageBase, frozen=True):
 class CommitsClosed(MessageBase, frozen=True):
     """Auditor to members: these digests count, by node id; now open yours."""
 
-    audit: Hash
-    epoch: Natural
+    work: Work
     auditor: Node
     sealed: Hash
     """The task's."""
@@ -221,8 +236,7 @@ class CommitsClosed(MessageBase, frozen=True):
 class ResultReveal(MessageBase, frozen=True):
     """Member to auditor: this is what my digest hides."""
 
-    audit: Hash
-    epoch: Natural
+    work: Work
     node: Node
     result: ReplayResult
     salt: Annotated[bytes, Meta(min_length=SALT_BYTES, max_length=SALT_BYTES)]
@@ -242,10 +256,12 @@ class ResultReveal(MessageBase, frozen=True):
 
     def opens(self, commit: ResultCommit) -> bool:
         """Whether this is what the commit hides. Signatures are for the caller to check."""
-        same = (commit.audit, commit.epoch, commit.node) == (self.audit, self.epoch, self.node)
-        return same and commit.digest == self.result.sealed(
-            self.salt, self.node, self.audit, self.epoch
-        )
+        same = (commit.work, commit.node) == (self.work, self.node)
+        return same and commit.digest == self.sealed()
+
+    def sealed(self) -> str:
+        """The digest that this opens."""
+        return self.result.sealed(self.salt, self.node, self.work)
 
 
 class Settled(MessageBase, frozen=True):

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from unisono.wire.bounds import MAX_HOPS, Count, Hash, Node, Text, TokenId
-from unisono.wire.claims import HopClaim
+from unisono.wire.claims import HopClaim, rows_root, token_hash
 
 MIN_QUORUM, MAX_QUORUM = 2, 8
 """Chains that may answer one request."""
@@ -68,6 +68,17 @@ def _named(vote: Vote) -> str:
     return ("node " if len(vote.nodes) == 1 else "nodes ") + ", ".join(
         f"{node[:16]}…" for node in vote.nodes
     )
+
+
+def incoherence(claims: Sequence[HopClaim], tokens: Sequence[int]) -> HopClaim | None:
+    """The first claim of a chain whose rows in are not what came before: `tokens` (the prompt and
+    the answer without its last token) at the first hop, else what the hop before signed."""
+    given = rows_root([token_hash(token) for token in tokens])
+    for claim in claims:
+        if claim.rows_in != given:
+            return claim
+        given = claim.rows_out
+    return None
 
 
 def disagreement(ours: Sequence[HopClaim], theirs: Sequence[HopClaim]) -> int | None:

@@ -122,7 +122,7 @@ def test_large_audits_come_in_several_challenges(monkeypatch: pytest.MonkeyPatch
         return list(draw(honest.config, claim, "00" * 32, range(10, 14), budget, random.Random(1)))
 
     (whole,) = drawn()
-    monkeypatch.setattr("unisono.verification.light.draw._ANSWER_BYTES", 100_000)
+    monkeypatch.setattr("unisono.verification.light.draw._ANSWER_BYTES", 50_000)
     parts = drawn()
     assert len(parts) > 3
     for field in ("cells", "samples", "heads"):
@@ -171,12 +171,8 @@ def test_the_trace_is_fixed_before_cells_are_drawn() -> None:
     (challenge,) = audit.challenges(commitment)
     with pytest.raises(PeerCheating, match="second"):
         audit.challenges(commitment)
-    other = LightAudit(honest.secrets, receipt, 0, source=random.Random(99))
-    (foreign,) = other.challenges(commitment)
-    with pytest.raises(ValueError, match="did not make"):
-        audit.judge(foreign, b"") if foreign != challenge else audit.judge(
-            msgspec.structs.replace(challenge, heads=()), b""
-        )
+    with pytest.raises(ValueError, match="not one that this audit made"):
+        audit.judge(msgspec.structs.replace(challenge, heads=()), b"")
 
 
 def test_a_node_opens_nothing_but_cells_of_its_own_trace() -> None:

@@ -12,7 +12,7 @@ from unisono.errors import ConfigurationError
 from unisono.models.loading import load_block
 from unisono.types import LayerRange, ModelId
 from unisono.verification.light import secrets as module
-from unisono.verification.light.secrets import Secrets, build, from_weights
+from unisono.verification.light.secrets import Claimed, Secrets, build, from_weights
 
 
 @pytest.fixture(scope="module")
@@ -137,16 +137,31 @@ def test_the_text_form_shows_no_secret(made: Secrets) -> None:
     assert "sums" not in repr(made)
 
 
-def test_a_wrong_row_is_named(made: Secrets) -> None:
+def test_the_first_wrong_product_is_named(made: Secrets) -> None:
     generator = np.random.default_rng(0)
-    matrix = tiny_weights(made.config).layer[1].gate
-    wide = matrix.values.astype(np.int64) * matrix.multipliers.astype(np.int64).repeat(32, 1)
-    inputs = generator.integers(-32767, 32768, (5, matrix.inputs))
-    outputs = inputs @ wide.T
-    assert made.wrong_row("layers.1.gate", inputs, outputs) is None
-    assert made.wrong_row("layers.0.gate", inputs, outputs) == 0
-    outputs[3, 7] += 1
-    assert made.wrong_row("layers.1.gate", inputs, outputs) == 3
+    layer = tiny_weights(made.config).layer[1]
+    claimed: list[Claimed] = []
+    for name in ("gate", "up", "down"):
+        matrix = getattr(layer, name)
+        wide = matrix.values.astype(np.int64) * matrix.multipliers.astype(np.int64).repeat(32, 1)
+        inputs = generator.integers(-32767, 32768, matrix.inputs)
+        claimed.append(Claimed(f"layers.1.{name}", inputs, wide @ inputs))
+    assert made.wrong_product(claimed) is None
+    assert made.wrong_product(claimed[1:]) is None
+    assert made.wrong_product([claimed[0]._replace(matrix="layers.0.gate")]) == 0
+    for wrong in ([2], [1, 2], [0, 2]):
+        altered = [c._replace(outputs=c.outputs + (i in wrong)) for i, c in enumerate(claimed)]
+        assert made.wrong_product(altered) == wrong[0]
+
+
+def test_errors_of_two_products_do_not_cancel_in_the_sum(made: Secrets) -> None:
+    zero = np.zeros(made.config.hidden_size, dtype=np.int64)
+    up = np.zeros(made.config.mlp_size, dtype=np.int64)
+    one = up.copy()
+    one[4] = 1
+    claimed = [Claimed("layers.0.gate", zero, one), Claimed("layers.0.up", zero, -one)]
+    assert made.wrong_product(claimed) == 0
+    assert made.wrong_product([c._replace(outputs=up) for c in claimed]) is None
 
 
 def test_a_file_of_another_version_is_refused(

@@ -6,6 +6,8 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from unisono.clock import VirtualClock
 from unisono.simulation.adversaries_stakes import Hearing, Juror, hold_round
 from unisono.types import LayerRange, ModelId, NodeId, SessionId
@@ -13,6 +15,7 @@ from unisono.verification.stakes.beacon import AUDIT_DELAY, ChainBeacon, ChainSo
 from unisono.verification.stakes.committee import Committee
 from unisono.verification.stakes.faults import CommitteeFault, PlantOpening
 from unisono.verification.stakes.lottery import LotteryKey, Roster, Verifier, draw_ticket
+from unisono.verification.verdict import Verdict
 from unisono.wire.claims import HopClaim
 from unisono.wire.identity import Identity
 from unisono.wire.verification_messages import (
@@ -21,6 +24,7 @@ from unisono.wire.verification_messages import (
     ReplayResult,
     ResultCommit,
     Ticket,
+    Work,
 )
 
 EPOCH = 1000
@@ -87,7 +91,13 @@ class Held:
 
     committee: Committee
     claim: HopClaim
+    rows_in: str
     refused: Mapping[NodeId, str]
+
+    @property
+    def verdict(self) -> Verdict:
+        assert self.committee.outcome is not None
+        return self.committee.outcome.judge(self.claim, self.rows_in)
 
     @property
     def faults(self) -> dict[NodeId, CommitteeFault]:
@@ -110,14 +120,17 @@ async def hold(
 ) -> Held:
     """One audit of one claim, which is false if `lie`; `claimed`: members know what it says."""
     truth = world.truth()
-    claim = world.claim(epoch, world.truth() if lie else truth)
+    claim = world.claim(
+        epoch, msgspec.structs.replace(truth, rows_out=hexes(world.chance)) if lie else truth
+    )
     ticket = world.ticket(claim)
     clock = VirtualClock()
     plant = PlantOpening(ticket.audit(), world.chance.randbytes(32), truth if planted else None)
+    work = Work(ticket.audit(), epoch, hexes(world.chance))
     committee = Committee(
-        ticket, [j.node for j in jurors], world.auditor, clock, plant, earlier=earlier
+        work, [j.node for j in jurors], world.auditor, clock, plant, earlier=earlier
     )
     roots = (claim.rows_in, claim.rows_out, claim.tokens) if claimed else None
-    hearing = Hearing(ticket.audit(), epoch, roots, ())
+    hearing = Hearing(work, roots, ())
     refused = await hold_round(committee, clock, jurors, hearing, truth, world.chance)
-    return Held(committee, claim, refused)
+    return Held(committee, claim, truth.rows_in, refused)

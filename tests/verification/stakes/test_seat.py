@@ -26,15 +26,15 @@ TASK = ReplayTask(
     commit_ms=1000,
     reveal_ms=1000,
 )
+BODY = bytes(range(36))
 TRUTH = WORLD.truth()
 
 
 def closing(seat: Seat, **changes: Any) -> tuple[CommitsClosed, CommitsClosed]:
     """A closing list with the seat's commit, and the same with changes."""
-    commit = seat.commit(TRUTH, bytes(32))
+    commit = seat.commit(TRUTH)
     good = CommitsClosed(
-        audit=TASK.audit,
-        epoch=TICKET.epoch,
+        work=TASK.work(BODY),
         auditor=WORLD.auditor.node_id,
         sealed=SEAL,
         commits=((commit.node, commit.digest),),
@@ -44,14 +44,19 @@ def closing(seat: Seat, **changes: Any) -> tuple[CommitsClosed, CommitsClosed]:
 
 
 def test_a_member_opens_what_it_sealed_once_the_list_is_closed() -> None:
-    seat = Seat(TASK, identity(9))
+    seat = Seat(TASK, BODY, identity(9))
     good, _ = closing(seat)
     opening = seat.reveal(good)
     assert opening.signature_is_good()
     assert opening.result == TRUTH
     assert seat.reveal(good) == opening
-    with pytest.raises(ValueError, match="one commit"):
-        seat.commit(TRUTH, bytes(32))
+
+
+def test_the_same_task_set_again_gets_the_same_commit() -> None:
+    first = Seat(TASK, BODY, identity(9)).commit(TRUTH)
+    assert Seat(TASK, BODY, identity(9)).commit(TRUTH) == first
+    assert Seat(TASK, bytes(36), identity(9)).commit(TRUTH).work != first.work
+    assert Seat(TASK, BODY, identity(8)).commit(TRUTH).digest != first.digest
 
 
 @pytest.mark.parametrize(
@@ -59,31 +64,31 @@ def test_a_member_opens_what_it_sealed_once_the_list_is_closed() -> None:
     [
         ({"commits": ()}, "not in it"),
         ({"commits": ((identity(9).node_id, "ab" * 32),)}, "not in it"),
-        ({"audit": "ab" * 32}, "another audit"),
-        ({"auditor": identity(8).node_id}, "another audit"),
+        ({"work": TASK.work(bytes(36))}, "another task"),
+        ({"auditor": identity(8).node_id}, "another task"),
         ({"sealed": "ab" * 32}, "another seal"),
     ],
 )
 def test_nothing_is_opened_to_a_list_that_no_honest_auditor_sends(
     changes: dict[str, Any], problem: str
 ) -> None:
-    seat = Seat(TASK, identity(9))
+    seat = Seat(TASK, BODY, identity(9))
     _, bad = closing(seat, **changes)
     with pytest.raises(PeerCheating, match=problem):
         seat.reveal(bad)
 
 
 def test_an_unsigned_list_or_one_before_the_commit_opens_nothing() -> None:
-    seat = Seat(TASK, identity(9))
+    seat = Seat(TASK, BODY, identity(9))
     good, _ = closing(seat)
     with pytest.raises(PeerCheating, match="did not sign"):
         seat.reveal(msgspec.structs.replace(good, signature=bytes(64)))
     with pytest.raises(PeerCheating, match="before this member"):
-        Seat(TASK, identity(9)).reveal(good)
+        Seat(TASK, BODY, identity(9)).reveal(good)
 
 
 def test_an_auditor_that_closes_twice_is_convicted_by_its_own_lists() -> None:
-    seat = Seat(TASK, identity(9))
+    seat = Seat(TASK, BODY, identity(9))
     good, other = closing(seat, commits=())
     assert seat.two_faced(other) is None  # nothing to compare with yet
     seat.reveal(good)

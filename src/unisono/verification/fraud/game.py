@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from unisono.errors import PeerCheating
-from unisono.models.config import tensor_shapes
 from unisono.types import NodeId
 from unisono.verification.fraud.moves import (
     LEVELS,
     MOVE_SECONDS,
+    SALT_BYTES,
     Block,
     Body,
     Challenge,
@@ -31,21 +31,20 @@ from unisono.verification.fraud.moves import (
     Opening,
     Reveal,
     Split,
-    Statement,
+    Subject,
     body_problem,
     decode_move,
 )
-from unisono.verification.fraud.program import HopProgram, ModelFacts, Program, Tensor
+from unisono.verification.fraud.program import HopProgram, Program, Tensor
 from unisono.verification.fraud.referee import (
     Hashes,
     Layout,
     Slot,
-    WeightRoots,
-    facts_digest,
     judge_combination,
     judge_part,
     judge_total,
     parts_of,
+    sealed_roots,
 )
 from unisono.verification.fraud.steps import Cell, Ref, Source, Step, Total, Values, Wrong
 from unisono.verification.fraud.tree import HASH, Tree, decode_block, depth_of, node_hash, per_block
@@ -76,27 +75,29 @@ class Game:
 
     def __init__(
         self,
-        statement: Statement,
-        facts: ModelFacts,
-        weights: WeightRoots,
+        subject: Subject,
         challenge: Challenge,
         now_ms: int,
     ) -> None:
         """Raises:
-        PeerCheating: the parts do not fit each other, or are not signed.
+        PeerCheating: the subject's parts do not fit each other, or the challenge does not
+            fit the subject or is not signed.
         """
-        _check(statement, facts, weights, challenge)
-        self.statement, self.challenge = statement, challenge
+        problem = subject.problem()
+        if problem is not None:
+            raise PeerCheating(problem)
+        if not challenge.signature_is_good() or len(challenge.salt) != SALT_BYTES:
+            raise PeerCheating("the challenge is malformed or not signed by whom it names")
+        if challenge.claim != subject.claim.signed_bytes():
+            raise PeerCheating("the challenge is about another claim")
+        self.subject, self.challenge = subject, challenge
         self.id = challenge.game()
+        claim, request = subject.claim, subject.request
         self.hop = HopProgram(
-            facts, statement.layers, statement.prompt, statement.positions, statement.sampling
+            subject.manifest, claim.layers, len(request.prompt), claim.positions, request.sampling
         )
-        self.layout = Layout(self.hop, statement)
-        self.hashes = Hashes()
-        roots = {"tokens": statement.tokens, "rows_in": statement.rows_in}
-        roots |= {"rows_out": statement.rows_out}
-        roots |= {f"weights/{name}": root for name, root in weights.roots.items()}
-        self.hashes.nodes |= {(tree, 0, 0): root for tree, root in roots.items()}
+        self.layout = Layout(self.hop, (*request.prompt, *subject.tokens))
+        self.hashes = Hashes(sealed_roots(subject))
         self.phase: Phase = "commit"
         self.moves: list[Move] = []
         self.conviction: Conviction | None = None
@@ -112,11 +113,11 @@ class Game:
         """Terms of the sum in dispute."""
         self.asserted: Total | None = None
         """What they make, once that was said."""
-        self._parts: list[tuple[tuple[int, int], Total]] = []
+        self._cut: list[tuple[tuple[int, int], Total]] = []
         self.needed: tuple[Slot, ...] = ()
         self._anchored: set[Slot] = set()
         self._opening, self._opens, self._most_opens = False, 0, 0
-        self._kept_roots: list[bytes] = []
+        self.kept_roots: list[bytes] = []
         self._first, self._block = 0, list[int]()
 
     @property
@@ -126,7 +127,23 @@ class Game:
 
     def node(self, party: Party) -> NodeId:
         """A party's key."""
-        return self.statement.node if party == "defender" else self.challenge.challenger
+        return self.subject.claim.node if party == "defender" else self.challenge.challenger
+
+    @property
+    def cell_in_dispute(self) -> Cell:
+        """The cell that was reached."""
+        assert self.cell is not None
+        return self.cell
+
+    @property
+    def block(self) -> tuple[int, list[int]]:
+        """The leaf that was reached: its first element's index, and its integers."""
+        return self._first, self._block
+
+    @property
+    def parts(self) -> list[Total]:
+        """What the parts shown last are asserted to make."""
+        return [total for _, total in self._cut]
 
     @property
     def previous(self) -> bytes:
@@ -162,10 +179,9 @@ class Game:
             return self._old(move)
         if move.number != len(self.moves) or not move.is_signed_by(self.node(self.turn), self.id):
             return False
-        mover = self.turn
         if move.previous != self.previous:
-            self._convict(mover, "malformed", "the move does not name the move before it")
-            return True
+            return False  # an answer to another move: whoever made two of that one is at fault
+        mover = self.turn
         self.moves.append(move)
         self.deadline_ms = now_ms + 1000 * MOVE_SECONDS
         problem = body_problem(move.body) or self._play(move.body)
@@ -175,7 +191,8 @@ class Game:
 
     def _old(self, move: Move) -> bool:
         before = self.moves[move.number]
-        if move.signed_bytes(self.id) == before.signed_bytes(self.id):
+        same = move.signed_bytes(self.id) == before.signed_bytes(self.id)
+        if same or move.previous != before.previous:
             return False
         for party in ("defender", "challenger"):
             signed = [m.is_signed_by(self.node(party), self.id) for m in (move, before)]
@@ -222,9 +239,9 @@ class Game:
             case "split", Split(parts):
                 return self._split(parts)
             case "part", Choose(index):
-                if not 0 <= index < len(self._parts):
-                    return f"there are {len(self._parts)} parts to choose from"
-                self.span, self.asserted = self._parts[index]
+                if not 0 <= index < len(self._cut):
+                    return f"there are {len(self._cut)} parts to choose from"
+                self.span, self.asserted = self._cut[index]
                 return self._proceed()
             case _:
                 return f"{type(body).__name__} is no move of phase '{self.phase}'"
@@ -233,7 +250,7 @@ class Game:
         """Go on below the node in dispute, or to what comes after the last."""
         while self.depth == self.target:
             if self.tree == "grid":
-                bits = depth_of(self.statement.positions)
+                bits = depth_of(self.hop.positions)
                 self.cell = Cell(self.index >> bits, self.index & ((1 << bits) - 1))
                 self.program = self.hop.program(self.cell)
                 self.phase = "cell"
@@ -261,7 +278,7 @@ class Game:
         assert self.tensor is not None
         if self.tensor.name not in self.program.kept:
             return False
-        grid = self._kept_roots[self.program.kept.index(self.tensor.name)]
+        grid = self.kept_roots[self.program.kept.index(self.tensor.name)]
         if grid == self.hashes.nodes["trace", self.depth, self.index]:
             return False
         self._convict(
@@ -294,9 +311,9 @@ class Game:
             top = self.hop.stage_depth
             if depth <= top:
                 return index <= (self.hop.stages - 1) >> (top - depth)
-            bits = depth_of(self.statement.positions)
+            bits = depth_of(self.hop.positions)
             stage, within = index >> (depth - top), index & ((1 << (depth - top)) - 1)
-            last = (self.statement.positions - 1) >> (bits - (depth - top))
+            last = (self.hop.positions - 1) >> (bits - (depth - top))
             return stage < self.hop.stages and within <= last
         assert self.program is not None
         if self.tensor is None:
@@ -322,7 +339,7 @@ class Game:
         tree = Tree(list(roots))
         if tree.root != self.hashes.nodes["grid", self.depth, self.index]:
             return "the kept tensors' roots do not fit the grid"
-        self._kept_roots = roots
+        self.kept_roots = roots
         self.hashes.nodes["trace", 0, 0] = trace
         self.tree, self.depth, self.index = "trace", 0, 0
         self.target = depth_of(len(self.program.tensors))
@@ -379,10 +396,7 @@ class Game:
         for source in sources:
             slots = self.layout.slots(self.program, source)
             leaves = [self.hashes.leaves[slot] for slot in slots]
-            if isinstance(source, Ref) and source.cell is None:
-                out.append(self.layout.read_own(self.program, source, leaves))
-            else:
-                out.append(self.layout.read(source, leaves))
+            out.append(self.layout.read(self.program, source, leaves))
         return out
 
     def _proceed(self) -> str | None:
@@ -467,7 +481,7 @@ class Game:
         if problem is not None:
             self._convict("defender", "false_step", problem)
             return None
-        self._parts = list(zip(ranges, parts, strict=True))
+        self._cut = list(zip(ranges, parts, strict=True))
         self.phase = "part"
         return None
 
@@ -479,26 +493,3 @@ class Game:
             return f"the parts do not combine: {error}"
         fixed = self.read(self.step.fixed(self.element))
         return judge_total(self.step, self.element, self.value, total, fixed)
-
-
-def _check(
-    statement: Statement, facts: ModelFacts, weights: WeightRoots, challenge: Challenge
-) -> None:
-    if not statement.signature_is_good() or not challenge.signature_is_good():
-        raise PeerCheating("the statement or the challenge is not signed by whom it names")
-    if challenge.statement != statement.signed_bytes() or len(challenge.salt) != 16:
-        raise PeerCheating("the challenge is about another statement, or malformed")
-    if statement.facts != facts_digest(facts, weights):
-        raise PeerCheating("the statement is about another model than these facts")
-    shapes, config = tensor_shapes(facts.config), facts.config
-    if list(facts.exponents) != list(shapes) or list(weights.roots) != list(shapes):
-        raise PeerCheating("the facts do not name the tensors of their configuration")
-    if any(abs(e) > 256 for e in facts.exponents.values()) or any(
-        len(root) != HASH for root in weights.roots.values()
-    ):
-        raise PeerCheating("an exponent or a root of a tensor is out of bounds")
-    problem = statement.problem() or statement.sampling.problem(config.vocabulary_size)
-    if statement.layers.stop > config.layer_count:
-        problem = f"the model has {config.layer_count} layers"
-    if problem is not None:
-        raise PeerCheating(problem)

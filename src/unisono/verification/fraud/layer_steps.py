@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from unisono.numerics.scalar.fixed import align, clamp, in_range, round_shift, square_root
 from unisono.numerics.scalar.layers import (
     GROUP,
@@ -16,19 +18,22 @@ from unisono.verification.fraud.steps import (
     CHUNK,
     FEW,
     Exponent,
+    InputRef,
     Ref,
     RowRef,
     Rows,
     Source,
     Step,
-    TokenRef,
     Total,
     Values,
     WeightRef,
+    Wrong,
     overflow_shift,
     own,
     reduced,
 )
+from unisono.wire.claims import row_hash
+from unisono.wire.rows import encode_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,13 +298,13 @@ class Add(Step):
 
 @dataclass(frozen=True, slots=True)
 class Token(Step):
-    """The token at the cell's position, from the public sequence."""
+    """The token at the cell's position, as the hop signed it."""
 
     kind: ClassVar[str] = "token"
     position: int
 
     def fixed(self, i: int) -> tuple[Source, ...]:
-        return (TokenRef(self.position, self.position + 1),)
+        return (InputRef(self.position),)
 
     def finish(self, i: int, value: int, total: Total, fixed: Values) -> int:
         return fixed[0][0]
@@ -337,11 +342,6 @@ class Embed(Step):
 
 def row_digest(values: list[int]) -> list[int]:
     """The hash of a residual row as claims have it, as 8 integers of 32 bits."""
-    import numpy as np
-
-    from unisono.wire.claims import row_hash
-    from unisono.wire.rows import encode_rows
-
     _, encoded = encode_rows(np.array([values], dtype=np.int64))
     digest = row_hash(encoded[0])
     return [int.from_bytes(digest[k : k + 4], "big") for k in range(0, 32, 4)]
@@ -362,4 +362,6 @@ class Boundary(Step):
         return self.row, RowRef(self.side, self.position)
 
     def finish(self, i: int, value: int, total: Total, fixed: Values) -> int:
-        return int(row_digest(list(fixed[0])) == list(fixed[1]))
+        if row_digest(list(fixed[0])) != list(fixed[1]):
+            raise Wrong(f"the row {self.side} at position {self.position} is not what was signed")
+        return 1

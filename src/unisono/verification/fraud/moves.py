@@ -1,4 +1,4 @@
-"""What the two parties sign: the statement in dispute, the challenge, and each move.
+"""What a dispute is about, and what its parties sign: the challenge, and each move.
 
 All of it is MessagePack in its canonical form, moves as arrays. A move names the game, its own
 number and the hash of the move before it, so that two moves of one number are a proof against
@@ -9,9 +9,19 @@ from __future__ import annotations
 
 import msgspec
 
-from unisono.errors import PeerCheating
-from unisono.types import LayerRange, NodeId, Sampling, SessionId, canonical, digest
-from unisono.verification.fraud.tree import BLOCK, HASH
+from unisono.errors import CorruptModel, PeerCheating
+from unisono.models.manifest import Manifest
+from unisono.types import (
+    GenerationRequest,
+    NodeId,
+    canonical,
+    digest,
+    is_hex,
+    request_hash,
+)
+from unisono.verification.fraud.tree import HASH
+from unisono.wire.bounds import MAX_POSITIONS
+from unisono.wire.claims import HopClaim, tokens_root
 from unisono.wire.identity import Identity, verify_signature
 
 MAX_MOVE = 1023
@@ -20,68 +30,60 @@ MAX_PATH = 32
 """Levels of an opening's path."""
 LEVELS = 4
 """Levels of a tree that one move reveals."""
+SALT_BYTES = 16
 MOVE_SECONDS = 60
 """How long a party may take for a move."""
-_HEADROOM = 8
 
 
-class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one hop asserts about its part of an answer, in the form that a dispute refers to."""
+class Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a dispute is about: one hop's claim, with what its hashes stand for."""
 
-    session: SessionId
-    node: NodeId
-    """The hop: the defender."""
-    facts: bytes
-    """Digest of the `ModelFacts` and of the weights' roots: `facts_digest`."""
-    layers: LayerRange
-    prompt: int
-    positions: int
-    sampling: Sampling
-    rows_in: bytes
-    """Root of the hashes of the rows in; empty for a hop that begins the model."""
-    rows_out: bytes
-    tokens: bytes
-    """Root of prompt and answer, 32-bit integers."""
-    token_count: int
-    signature: bytes = b""
-
-    def signed_bytes(self) -> bytes:
-        """What the signature covers: everything else."""
-        blank = msgspec.structs.replace(self, signature=b"")
-        return digest("fraud-statement/1", canonical(blank))
-
-    def signed_by(self, identity: Identity) -> Statement:
-        """The same statement with the hop's signature."""
-        return msgspec.structs.replace(self, signature=identity.sign(self.signed_bytes()))
-
-    def signature_is_good(self) -> bool:
-        """Whether the node that the statement names signed it."""
-        return verify_signature(self.node, self.signed_bytes(), self.signature)
+    claim: HopClaim
+    request: GenerationRequest
+    tokens: tuple[int, ...]
+    """The answer; empty unless the hop ends the model."""
+    manifest: Manifest
 
     def problem(self) -> str | None:
-        """Which number has no meaning, or None."""
-        good = {
-            "positions": 0 < self.positions < self.token_count <= 1 << 18,
-            "prompt": 0 < self.prompt < self.token_count,
-            "rows_in": len(self.rows_in) == (HASH if self.layers.start else 0),
-            "rows_out": len(self.rows_out) == HASH,
-            "tokens": len(self.tokens) == HASH,
-            "layers": 0 <= self.layers.start < self.layers.stop,
-        }
-        wrong = next((name for name, fine in good.items() if not fine), None)
-        return None if wrong is None else f"the statement's {wrong} is out of range"
+        """Why these do not belong together or cannot be played about, or None."""
+        claim, config = self.claim, self.manifest.config
+        if not claim.signature_is_good():
+            return "the claim is not signed by the node that it names"
+        try:
+            self.manifest.check()
+            if self.manifest.model_id != claim.model:
+                return "the manifest is another model's than the claim's"
+        except (CorruptModel, OverflowError, ValueError) as error:
+            return f"the manifest is unusable: {error}"
+        if not 0 <= claim.layers.start < claim.layers.stop <= config.layer_count:
+            return f"the model has no layers {claim.layers}"
+        if not 0 < claim.positions <= MAX_POSITIONS:
+            return f"a claim over {claim.positions} positions"
+        if not all(is_hex(root, HASH) for root in (claim.rows_in, claim.rows_out)):
+            return "a root in the claim is not 64 hex digits"
+        sequence = (*self.request.prompt, *self.tokens)
+        if not all(0 <= token < 1 << 31 for token in sequence):
+            return "a token is out of range"
+        if request_hash(self.request) != claim.request:
+            return "the request is another than the claim's"
+        last = claim.layers.stop == config.layer_count
+        if last and claim.tokens != tokens_root(self.tokens):
+            return "the answer is another than the claim's"
+        if last and not 0 < len(self.request.prompt) <= claim.positions == len(sequence) - 1:
+            return "the claim covers another number of positions than prompt and answer have"
+        return self.request.sampling.problem(config.vocabulary_size)
 
 
 class Challenge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The move that opens a game: somebody contradicts a statement, before an arbiter whose
-    clock counts."""
+    """The move that opens a game: somebody contradicts a claim, before an arbiter whose clock
+    counts."""
 
-    statement: bytes
-    """`Statement.signed_bytes` of what is contradicted."""
+    claim: bytes
+    """`HopClaim.signed_bytes` of what is contradicted."""
     challenger: NodeId
     arbiter: NodeId
     salt: bytes
-    """16 bytes: a second game about the same statement is another game."""
+    """16 bytes: a second game about the same claim is another game."""
     signature: bytes = b""
 
     def game(self) -> bytes:
@@ -170,7 +172,7 @@ class Move(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
     def signed_bytes(self, game: bytes) -> bytes:
         """What the signature covers."""
-        number = self.number.to_bytes(2, "big")
+        number = self.number.to_bytes(2, "little")
         return digest("fraud-move/1", game, number, self.previous, canonical(self.body))
 
     def digest(self, game: bytes) -> bytes:
@@ -187,10 +189,10 @@ class Move(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
         return verify_signature(node, self.signed_bytes(game), self.signature)
 
 
-def room(game: bytes) -> int:
+def room() -> int:
     """Bytes that a body may have, so that the move stays below `MAX_MOVE`."""
     empty = Move(255, bytes(HASH), Choose(0), bytes(64))
-    return MAX_MOVE - len(canonical(empty)) + len(canonical(Choose(0))) - _HEADROOM
+    return MAX_MOVE - len(canonical(empty)) + len(canonical(Choose(0)))
 
 
 def encode_move(move: Move) -> bytes:
@@ -221,7 +223,7 @@ def body_problem(body: Body) -> str | None:
     """What is out of bounds whatever the game's state, or None."""
     if isinstance(body, Open):
         for opening in body.openings:
-            if len(opening.payload) > BLOCK or len(opening.path) > MAX_PATH * HASH:
+            if len(opening.payload) > MAX_MOVE or len(opening.path) > MAX_PATH * HASH:
                 return "an opening is too long"
             if len(opening.path) % HASH or opening.skip < 0 or opening.slot < 0:
                 return "an opening is malformed"

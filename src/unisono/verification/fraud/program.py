@@ -12,11 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import msgspec
-
 from unisono.models.config import DecoderConfig
 from unisono.models.constants import Constants, constants
-from unisono.types import Q16, LayerRange, ModelId, Sampling
+from unisono.models.manifest import Manifest
+from unisono.types import Q16, LayerRange, Sampling
 from unisono.verification.fraud import attention_steps as attention
 from unisono.verification.fraud import layer_steps as layer
 from unisono.verification.fraud import sampling_steps as choice
@@ -24,15 +23,6 @@ from unisono.verification.fraud.steps import Cell, Exponent, Ref, Rows, Step, ow
 from unisono.verification.fraud.tree import Format, block_count, depth_of
 
 RESIDUAL = Exponent(-20)
-
-
-class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a program depends on beside tensors: configuration and exponents."""
-
-    model: ModelId
-    config: DecoderConfig
-    exponents: dict[str, int]
-    """Of every tensor of `tensor_shapes`, in its order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +62,7 @@ class Program:
 class HopProgram:
     """The programs of all cells of a hop's part of one answer."""
 
-    facts: ModelFacts
+    manifest: Manifest
     layers: LayerRange
     prompt: int
     """Tokens of the prompt."""
@@ -80,10 +70,15 @@ class HopProgram:
     sampling: Sampling
     _made: dict[Cell, Program] = field(default_factory=dict[Cell, Program])
 
+    @property
+    def config(self) -> DecoderConfig:
+        """The model's configuration."""
+        return self.manifest.config
+
     @cached_property
     def constants(self) -> Constants:
         """The configuration's integers."""
-        return constants(self.facts.config)
+        return constants(self.config)
 
     @property
     def stages(self) -> int:
@@ -98,7 +93,7 @@ class HopProgram:
     @property
     def last(self) -> bool:
         """Whether the hop chooses tokens."""
-        return self.layers.stop == self.facts.config.layer_count
+        return self.layers.stop == self.config.layer_count
 
     @property
     def stage_depth(self) -> int:
@@ -110,9 +105,13 @@ class HopProgram:
         """Levels of the grid's tree above the roots of cells."""
         return self.stage_depth + depth_of(self.positions)
 
+    def place(self, cell: Cell) -> int:
+        """A cell's place among the leaves of the grid's tree."""
+        return cell.stage << depth_of(self.positions) | cell.position
+
     def seen(self, cell: Cell) -> attention.Seen:
         """The positions that a layer's cell sees."""
-        c = self.facts.config
+        c = self.config
         window = c.windows[self.layer_of(cell.stage)]
         start = max(0, cell.position + 1 - window) if window else 0
         return attention.Seen(
@@ -125,7 +124,7 @@ class HopProgram:
 
     def kept(self, stage: int) -> tuple[Tensor, ...]:
         """The kept tensors of a stage's cells."""
-        c = self.facts.config
+        c = self.config
         row = Tensor("row", c.hidden_size, "i8", None)
         if stage == self.stages - 1:
             return (Tensor("sent", 1, "i8", None),)
@@ -170,8 +169,9 @@ class _Builder:
     """Writes down a cell's tensors one after another."""
 
     def __init__(self, hop: HopProgram, cell: Cell) -> None:
-        self.hop, self.cell, self.config = hop, cell, hop.facts.config
-        self.constants, self.exponents = hop.constants, hop.facts.exponents
+        self.hop, self.cell, self.config = hop, cell, hop.config
+        self.constants = hop.constants
+        self.exponents = {name: t.exponent for name, t in hop.manifest.tensors.items()}
         self.tensors: list[Tensor] = []
 
     def put(self, name: str, size: int, step: Step | None, format: Format = "i8") -> None:

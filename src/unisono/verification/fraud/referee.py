@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-import msgspec
-
-from unisono.models.config import tensor_shapes
-from unisono.models.manifest import tensor_kind
-from unisono.types import canonical, digest
-from unisono.verification.fraud.moves import Opening, Statement
-from unisono.verification.fraud.program import HopProgram, ModelFacts, Program
+from unisono.merkle import leaf_hash, node_hash, seal
+from unisono.models import tiles
+from unisono.numerics.tensors import GROUP
+from unisono.verification.fraud.moves import Opening, Subject
+from unisono.verification.fraud.program import HopProgram, Program
 from unisono.verification.fraud.steps import (
     SPLIT,
-    Ref,
+    InputRef,
     RowRef,
     Source,
     Step,
@@ -31,17 +29,17 @@ from unisono.verification.fraud.steps import (
 )
 from unisono.verification.fraud.tree import (
     BLOCK,
+    EMPTY,
     HASH,
     decode_block,
     depth_of,
-    leaf_hash,
-    node_hash,
     per_block,
 )
+from unisono.wire import mountain_range
+from unisono.wire.claims import row_hash
 
-TILE = 128
-"""Columns of a leaf of a weight matrix."""
-GROUP = 32
+TOKEN_BYTES = 4
+_ROW_DOMAIN = mountain_range.DOMAIN
 
 
 class Slot(NamedTuple):
@@ -50,69 +48,102 @@ class Slot(NamedTuple):
     tree: str
     depth: int
     index: int
+    last: int
+    """The index of the last leaf of the tree at this depth."""
     size: int
     """Bytes of the leaf."""
+    form: Literal["leaf", "token"] = "leaf"
+    """`token`: what the tree holds is the hash of these bytes."""
+
+    def hash(self, payload: bytes) -> bytes:
+        """The leaf's hash."""
+        return leaf_hash(payload if self.form == "leaf" else row_hash(payload))
 
 
-class WeightRoots(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Per tensor the root of its leaves, in the order of `tensor_shapes`."""
+class Sealed(NamedTuple):
+    """The root of a tree of `unisono.merkle`."""
 
-    roots: dict[str, bytes]
+    domain: str
+    count: int
+    root: bytes
+
+    def holds(self, top: bytes) -> bool:
+        """Whether a top is the one that was sealed."""
+        return seal(self.domain, self.count, top) == self.root
 
 
-def facts_digest(facts: ModelFacts, weights: WeightRoots) -> bytes:
-    """What a statement says about the model, 32 bytes."""
-    return digest("fraud-model/1", canonical(facts), canonical(weights))
+def sealed_roots(subject: Subject) -> dict[str, Sealed]:
+    """The roots that are known before the first move: the claim's and the model's."""
+    claim = subject.claim
+    roots = {
+        f"rows_{side}": Sealed(_ROW_DOMAIN, claim.positions, bytes.fromhex(root))
+        for side, root in (("in", claim.rows_in), ("out", claim.rows_out))
+    }
+    for name, entry in subject.manifest.tensors.items():
+        count, root = tiles.tile_count(entry.shape), bytes.fromhex(entry.root)
+        roots[f"weights/{name}"] = Sealed(tiles.DOMAIN, count, root)
+    return roots
 
 
 @dataclass(slots=True)
 class Hashes:
     """Known nodes of trees, and known leaves."""
 
+    sealed: dict[str, Sealed]
     nodes: dict[tuple[str, int, int], bytes] = field(
         default_factory=dict[tuple[str, int, int], bytes]
     )
     leaves: dict[Slot, bytes] = field(default_factory=dict[Slot, bytes])
 
     def add(self, slot: Slot, opening: Opening) -> str | None:
-        """Take an opening in. Returns what is wrong with it, or None."""
-        if opening.skip > slot.depth:
+        """Take an opening in. Returns what is wrong with it, or None.
+
+        The path holds the siblings up to the first node that is known, or up to the top of a
+        sealed tree; at the right edge of such a tree a node may have none (RFC 9162, 2.1.3.2).
+        """
+        if not 0 <= opening.skip <= slot.depth:
             return "the opening skips more levels than there are"
+        if len(opening.payload) != (HASH if opening.skip else slot.size):
+            return f"the opened bytes are {len(opening.payload)}, of a leaf of {slot.size}"
+        node = opening.payload if opening.skip else slot.hash(opening.payload)
         depth, index = slot.depth - opening.skip, slot.index >> opening.skip
-        if opening.skip:
-            if len(opening.payload) != HASH:
-                return "a node has 32 bytes"
-            value = opening.payload
-        else:
-            if len(opening.payload) != slot.size:
-                return f"the leaf has {slot.size} bytes, not {len(opening.payload)}"
-            value = leaf_hash(opening.payload)
-        levels = len(opening.path) // HASH
-        if levels > depth:
-            return "the path is longer than the tree is deep"
-        found = {(slot.tree, depth, index): value}
-        for level in range(levels):
-            sibling = opening.path[level * HASH : (level + 1) * HASH]
-            found[slot.tree, depth, index ^ 1] = sibling
-            value = node_hash(sibling, value) if index & 1 else node_hash(value, sibling)
-            depth, index = depth - 1, index >> 1
-            found.setdefault((slot.tree, depth, index), value)
-        known = self.nodes.get((slot.tree, depth, index))
-        if known is None:
-            return "the path does not end at a known node"
-        if known != value:
+        last, at = slot.last >> opening.skip, 0
+        found: dict[tuple[str, int, int], bytes] = {}
+        while True:
+            key = slot.tree, depth, index
+            known = self.nodes.get(key)
+            if known is None and depth == 0 and slot.tree in self.sealed:
+                known = node if self.sealed[slot.tree].holds(node) else EMPTY
+            found[key] = node
+            if known is not None or depth == 0:
+                break
+            if index & 1 or index != last:
+                sibling = opening.path[at : at + HASH]
+                at += HASH
+                if len(sibling) != HASH:
+                    return "the path ends before a node that is known"
+                found[slot.tree, depth, index ^ 1] = sibling
+                node = node_hash(sibling, node) if index & 1 else node_hash(node, sibling)
+            depth, index, last = depth - 1, index >> 1, last >> 1
+        if at != len(opening.path):
+            return "the path goes on above a node that is known"
+        if known != node:
             return "the opening does not fit the commitment"
         self.nodes |= found
         if not opening.skip:
             self.leaves[slot] = opening.payload
         return None
 
+    def copy(self) -> Hashes:
+        """The same knowledge, to be added to."""
+        return Hashes(self.sealed, dict(self.nodes), dict(self.leaves))
+
     def ancestor(self, slot: Slot) -> int:
-        """The depth of the deepest known node above a leaf, itself included; -1: none."""
-        for depth in range(slot.depth, -1, -1):
+        """The depth of the deepest known node above a leaf, itself included; 0 if none is."""
+        for depth in range(slot.depth, 0, -1):
             if (slot.tree, depth, slot.index >> (slot.depth - depth)) in self.nodes:
                 return depth
-        return -1
+        return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +151,8 @@ class Layout:
     """Where integers are."""
 
     hop: HopProgram
-    statement: Statement
+    sequence: tuple[int, ...]
+    """Prompt and answer."""
 
     def slots(self, program: Program, source: Source) -> tuple[Slot, ...]:
         """The leaves that hold a source's integers.
@@ -129,10 +161,14 @@ class Layout:
             Wrong: the model has no such tensor row.
         """
         if isinstance(source, TokenRef):
-            return self._blocks("tokens", 0, 0, self.statement.token_count, 4, source[:2])
+            return ()
+        last = self.hop.positions - 1
+        if isinstance(source, InputRef):
+            depth = depth_of(last + 1)
+            return (Slot("rows_in", depth, source.position, last, TOKEN_BYTES, "token"),)
         if isinstance(source, RowRef):
-            depth = depth_of(self.statement.positions)
-            return (Slot(f"rows_{source.side}", depth, source.position, HASH),)
+            tree = f"rows_{source.side}"
+            return (Slot(tree, depth_of(last + 1), source.position, last, HASH),)
         if isinstance(source, WeightRef):
             return self._weights(source)
         span = source.start, source.stop
@@ -143,7 +179,7 @@ class Layout:
         kept = self.hop.kept(source.cell.stage)
         index = next(i for i, t in enumerate(kept) if t.name == source.tensor)
         tensor, below = kept[index], depth_of(len(kept))
-        bits = depth_of(self.statement.positions)
+        bits = depth_of(self.hop.positions)
         place = ((source.cell.stage << bits) | source.cell.position) << below | index
         depth = self.hop.cell_depth + below
         return self._blocks("grid", depth, place, tensor.size, int(tensor.format[1]), span)
@@ -158,63 +194,58 @@ class Layout:
                 tree,
                 depth + below,
                 (index << below) | block,
+                (1 << (depth + below)) - 1,
                 width * (min(size, (block + 1) * each) - block * each),
             )
             for block in range(span[0] // each, (span[1] - 1) // each + 1)
         )
 
     def _weights(self, source: WeightRef) -> tuple[Slot, ...]:
-        shape = tensor_shapes(self.hop.facts.config)[source.tensor]
-        tree = f"weights/{source.tensor}"
-        if tensor_kind(source.tensor) != "matrix":
-            return self._blocks(tree, 0, 0, shape[0], 4, (source.start, source.stop))
-        rows, columns = shape
-        if not 0 <= source.row < rows:
+        shape = self.hop.manifest.tensors[source.tensor].shape
+        matrix = len(shape) == 2
+        if not 0 <= source.row < (shape[0] if matrix else 1):
             raise Wrong(f"'{source.tensor}' has no row {source.row}")
-        tiles = -(-columns // TILE)
-        tile = source.start // TILE
-        width = min(columns, (tile + 1) * TILE) - tile * TILE
-        index = source.row * tiles + tile
-        return (Slot(tree, depth_of(rows * tiles), index, width + 2 * (width // GROUP)),)
+        each, last = tiles.tiles_per_row(shape), tiles.tile_count(shape) - 1
+        columns = tiles.TILE if matrix else tiles.VECTOR_TILE
+        tile = source.start // columns
+        width = min(shape[-1], (tile + 1) * columns) - tile * columns
+        size = width + 2 * (width // GROUP) if matrix else 4 * width
+        index = source.row * each + tile
+        return (Slot(f"weights/{source.tensor}", depth_of(last + 1), index, last, size),)
 
-    def read(self, source: Source, leaves: Sequence[bytes]) -> list[int]:
+    def read(self, program: Program, source: Source, leaves: Sequence[bytes]) -> list[int]:
         """A source's integers out of its leaves."""
+        if isinstance(source, TokenRef):
+            return list(self.sequence[source.start : source.stop])
+        if isinstance(source, InputRef):
+            return [int.from_bytes(leaves[0], "little")]
         if isinstance(source, RowRef):
             data = leaves[0]
             return [int.from_bytes(data[k : k + 4], "big") for k in range(0, HASH, 4)]
-        if isinstance(source, WeightRef) and tensor_kind(source.tensor) == "matrix":
-            return _tile(source, leaves[0])
-        if isinstance(source, Ref):
-            format = self._format(source)
+        if isinstance(source, WeightRef):
+            if len(self.hop.manifest.tensors[source.tensor].shape) == 2:
+                return _tile(source, leaves[0])
+            each, values = tiles.VECTOR_TILE, decode_block(leaves[0], "i4")
         else:
-            format = "i4"
-        first = source.start // per_block(format) * per_block(format)
-        values = [x for leaf in leaves for x in decode_block(leaf, format)]
-        return values[source.start - first : source.stop - first]
-
-    def _format(self, source: Ref) -> str:
-        if source.cell is None:
-            raise TypeError("the own cell's formats are the program's")
-        return next(t.format for t in self.hop.kept(source.cell.stage) if t.name == source.tensor)
-
-    def read_own(self, program: Program, source: Ref, leaves: Sequence[bytes]) -> list[int]:
-        """Integers of the step's own cell."""
-        format = program.tensor(source.tensor).format
-        first = source.start // per_block(format) * per_block(format)
-        values = [x for leaf in leaves for x in decode_block(leaf, format)]
+            if source.cell is None:
+                format = program.tensor(source.tensor).format
+            else:
+                kept = self.hop.kept(source.cell.stage)
+                format = next(t.format for t in kept if t.name == source.tensor)
+            each = per_block(format)
+            values = [x for leaf in leaves for x in decode_block(leaf, format)]
+        first = source.start // each * each
         return values[source.start - first : source.stop - first]
 
 
 def _tile(source: WeightRef, leaf: bytes) -> list[int]:
-    tile = source.start // TILE
-    width = len(leaf) * 16 // 17
-    values = [x - 256 if x > 127 else x for x in leaf[:width]]
-    multipliers = [
-        int.from_bytes(leaf[k : k + 2], "big") for k in range(width, len(leaf), 2)
-    ]
-    start, stop = source.start - tile * TILE, source.stop - tile * TILE
-    groups = multipliers[start // GROUP : (stop - 1) // GROUP + 1]
-    return values[start:stop] + groups
+    width = len(leaf) * GROUP // (GROUP + 2)
+    first = source.start // tiles.TILE * tiles.TILE
+    start, stop = source.start - first, source.stop - first
+    values = [x - 256 if x > 127 else x for x in leaf[start:stop]]
+    groups = range(start // GROUP, (stop - 1) // GROUP + 1)
+    at = [width + 2 * group for group in groups]
+    return values + [int.from_bytes(leaf[k : k + 2], "little") for k in at]
 
 
 def part_size(length: int, chunk: int) -> int:

@@ -289,4 +289,7 @@ class Chosen(Step):
         return own("winner", 0), TokenRef(self.position, self.position + 1)
 
     def finish(self, i: int, value: int, total: Total, fixed: Values) -> int:
-        return int(IDS - (fixed[0][0] & IDS) == fixed[1][0])
+        chosen = IDS - (fixed[0][0] & IDS)
+        if chosen != fixed[1][0]:
+            raise Wrong(f"token {chosen} wins at position {self.position}, not {fixed[1][0]}")
+        return 1

@@ -55,7 +55,7 @@ class WeightRef(NamedTuple):
 
 
 class TokenRef(NamedTuple):
-    """Tokens `start:stop` of prompt and answer."""
+    """Tokens `start:stop` of prompt and answer: public, nothing has to be opened."""
 
     start: int
     stop: int
@@ -69,7 +69,13 @@ class RowRef(NamedTuple):
     position: int
 
 
-Source = Ref | WeightRef | TokenRef | RowRef
+class InputRef(NamedTuple):
+    """The token at a position, as a hop that begins the model signed it."""
+
+    position: int
+
+
+Source = Ref | WeightRef | TokenRef | RowRef | InputRef
 Values = Sequence[Sequence[int]]
 """The integers of some sources, in their order."""
 Total = tuple[int, ...]

@@ -21,7 +21,7 @@ from unisono.verification.fraud.kept import KeysAndValues
 from unisono.verification.fraud.program import HopProgram, Program, Tensor
 from unisono.verification.fraud.regeneration import Array, Context, regenerate
 from unisono.verification.fraud.steps import Cell
-from unisono.verification.fraud.tree import Tree, blocks, depth_of, tensor_tree
+from unisono.verification.fraud.tree import Tree, blocks, depth_of, empty_root, tensor_tree
 
 _ROWS = 256
 """Rows that a layer computes at once."""
@@ -49,7 +49,7 @@ def compute_kept(material: Material) -> Kept:
     values from the vectorised operators.
     """
     hop = material.program
-    c = hop.facts.config
+    c = hop.config
     if material.rows_in is None:
         embedding = material.weights.embedding
         assert embedding is not None
@@ -101,7 +101,7 @@ class Grid:
                 roots.append(tree.root)
             self._stages.append(Tree(roots))
             stages.append(self._stages[-1].root)
-        self._top = Tree(stages)
+        self._top = Tree(stages, empty_root(depth_of(hop.positions)))
 
     @property
     def root(self) -> bytes:
@@ -132,6 +132,8 @@ class Grid:
         if depth <= below:
             within = depth - top
             stage = index >> within
+            if stage >= self.hop.stages:
+                return empty_root(below - depth)
             return self._stages[stage].node(within, index & ((1 << within) - 1))
         path = depth - below
         place = index >> path

@@ -1,17 +1,19 @@
-"""Binary Merkle trees of fixed shape over blocks of integers.
+"""Merkle trees of fixed shape over blocks of integers: what is revealed level by level.
 
-A leaf is SHA-256(0x00, payload), a node SHA-256(0x01, left, right). A tree over n leaves has
-depth ceil(log2 n); leaves that are missing on the right are 32 zero bytes. The number of leaves
-is never part of a proof: both parties know the shape from the program.
+Leaves and nodes are hashed as in `unisono.merkle`. A tree over n leaves has depth ceil(log2 n);
+leaves that are missing on the right are 32 zero bytes, so that the nodes some levels below any
+node are always a power of two. The number of leaves is never part of a proof: both parties know
+the shape from the program.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from unisono.merkle import leaf_hash, node_hash
 
 BLOCK = 256
 """Most bytes of a leaf."""
@@ -19,17 +21,7 @@ HASH = 32
 EMPTY = bytes(HASH)
 
 Format = str
-"""How a tensor's integers are written: `i2`, `i4` or `i8`, two's complement, big-endian."""
-
-
-def leaf_hash(payload: bytes) -> bytes:
-    """The hash of a leaf with these bytes."""
-    return hashlib.sha256(b"\0" + payload).digest()
-
-
-def node_hash(left: bytes, right: bytes) -> bytes:
-    """The hash of a node with these children."""
-    return hashlib.sha256(b"\1" + left + right).digest()
+"""How a tensor's integers are written: `i2`, `i4` or `i8`, two's complement, little-endian."""
 
 
 def depth_of(count: int) -> int:
@@ -38,20 +30,20 @@ def depth_of(count: int) -> int:
 
 
 class Tree:
-    """All nodes of one tree, leaves first. Hash of a node: `level[d][i]`, d from the root."""
+    """All nodes of one tree; `empty` is what stands for a leaf that is missing on the right."""
 
-    __slots__ = ("_levels", "depth")
+    __slots__ = ("_empty", "_levels", "depth")
 
-    def __init__(self, leaves: Sequence[bytes]) -> None:
+    def __init__(self, leaves: Sequence[bytes], empty: bytes = EMPTY) -> None:
         self.depth = depth_of(len(leaves))
-        levels, empty = [list(leaves)], EMPTY
+        levels, empties = [list(leaves)], [empty]
         for _ in range(self.depth):
-            below = levels[-1]
+            below, gap = levels[-1], empties[-1]
             if len(below) % 2:
-                below.append(empty)
+                below.append(gap)
             levels.append([node_hash(below[i], below[i + 1]) for i in range(0, len(below), 2)])
-            empty = node_hash(empty, empty)
-        self._levels = levels[::-1]
+            empties.append(node_hash(gap, gap))
+        self._levels, self._empty = levels[::-1], empties[::-1]
 
     @property
     def root(self) -> bytes:
@@ -60,12 +52,15 @@ class Tree:
     def node(self, depth: int, index: int) -> bytes:
         """The hash at a depth (0 is the root), of missing leaves too."""
         level = self._levels[depth]
-        if index < len(level):
-            return level[index]
-        empty = EMPTY
-        for _ in range(self.depth - depth):
-            empty = node_hash(empty, empty)
-        return empty
+        return level[index] if index < len(level) else self._empty[depth]
+
+
+def empty_root(depth: int) -> bytes:
+    """The root of a tree of some depth that has no leaf at all."""
+    root = EMPTY
+    for _ in range(depth):
+        root = node_hash(root, root)
+    return root
 
 
 def per_block(format: Format) -> int:
@@ -88,12 +83,12 @@ def encode_block(values: Sequence[int] | NDArray[np.int64], format: Format) -> b
     limit = 1 << (8 * int(format[1]) - 1)
     if array.size and (int(array.min()) < -limit or int(array.max()) >= limit):
         raise OverflowError(f"a value does not fit {8 * int(format[1])} bits")
-    return array.astype(f">{format}").tobytes()
+    return array.astype(f"<{format}").tobytes()
 
 
 def decode_block(payload: bytes, format: Format) -> list[int]:
     """The integers of a leaf, whose length was checked."""
-    return [int(x) for x in np.frombuffer(payload, f">{format}").tolist()]
+    return [int(x) for x in np.frombuffer(payload, f"<{format}").tolist()]
 
 
 def blocks(values: NDArray[np.int64], format: Format) -> list[bytes]:

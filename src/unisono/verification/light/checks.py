@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -34,8 +35,8 @@ from unisono.verification.light.messages import (
     SampleOpening,
     unpack,
 )
-from unisono.verification.light.secrets import Secrets
-from unisono.verification.light.steps import PRODUCTS, KeysValues, Multiply, Steps, residual_row
+from unisono.verification.light.secrets import Claimed, Secrets
+from unisono.verification.light.steps import PRODUCTS, KeysValues, Steps, residual_row
 from unisono.verification.light.trace import TRACE, leaf, memory_hashes, row_hashes
 from unisono.wire.claims import HopClaim, token_hash
 from unisono.wire.mountain_range import RowProof
@@ -63,6 +64,46 @@ class Difference(Exception):
     def __init__(self, operator: str, message: str) -> None:
         super().__init__(message)
         self.operator = operator
+
+
+class _Products:
+    """A cell's claimed products: used as they come, checked together at the end."""
+
+    def __init__(
+        self,
+        secrets: Secrets,
+        shapes: dict[str, tuple[int, ...]],
+        layer: int,
+        opened: dict[str, bytes],
+    ) -> None:
+        self._secrets, self._shapes, self._opened = secrets, shapes, opened
+        self._prefix = f"layers.{layer}."
+        self._claimed: list[Claimed] = []
+
+    def claimed(self, name: str, x: Tensor) -> Tensor:
+        """A product as the node claims it."""
+        full = self._prefix + name
+        out = unpack(self._opened[name], (1, self._shapes[full][0]), PRODUCT_BITS)
+        self._claimed.append(Claimed(full, _numpy(x)[0], out[0]))
+        return from_numpy(out)
+
+    @contextmanager
+    def checked(self) -> Iterator[None]:
+        """Check what was claimed inside; a wrong product goes before what follows from it."""
+        try:
+            yield
+        except Difference:
+            self._check()
+            raise
+        self._check()
+
+    def _check(self) -> None:
+        wrong = self._secrets.wrong_product(self._claimed) if self._claimed else None
+        if wrong is not None:
+            name = self._claimed[wrong].matrix
+            raise Difference(
+                name.removeprefix(self._prefix), f"the product with the matrix {name} is wrong"
+            )
 
 
 class Checks:
@@ -103,8 +144,9 @@ class Checks:
             else:
                 self._same_result(operator, opened.results[operator], mantissas, exponents)
 
-        multiply = self._multiply(name.layer, opened.products)
-        steps.run(row, p, multiply, observe, lambda _: (first, held))
+        products = _Products(self._secrets, self._shapes, name.layer, opened.products)
+        with products.checked():
+            steps.run(row, p, products.claimed, observe, lambda _: (first, held))
 
     def sample(self, name: CellName, opened: SampleOpening) -> None:
         """Check that a position's key and value follow from its row in; raises as `cell` does."""
@@ -120,8 +162,9 @@ class Checks:
             else:
                 self._same_result(operator, opened.results[operator], mantissas, exponents)
 
-        multiply = self._multiply(name.layer, opened.products)
-        self._layer(name.layer).stored(row, name.position, multiply, observe)
+        products = _Products(self._secrets, self._shapes, name.layer, opened.products)
+        with products.checked():
+            self._layer(name.layer).stored(row, name.position, products.claimed, observe)
 
     def head(self, position: int, opened: HeadOpening, request: GenerationRequest) -> None:
         """Check the token that follows a position; raises as `cell` does."""
@@ -131,8 +174,10 @@ class Checks:
         h, exponent = reduce_rows(*normal, INPUT_BITS)
         self._same_result("final_norm", opened.normal, h, exponent)
         count = self._config.vocabulary_size
-        out = from_numpy(unpack(opened.product, (1, count), PRODUCT_BITS))
-        self._check_product("head", "head", h, out)
+        product = unpack(opened.product, (1, count), PRODUCT_BITS)
+        if self._secrets.wrong_product([Claimed("head", _numpy(h)[0], product[0])]) is not None:
+            raise Difference("head", "the product with the output matrix is wrong")
+        out = from_numpy(product)
         right = -(exponent + self._secrets.exponents["head"] + LOGIT_FRACTION)
         scores = align(out, right, residual.LOGIT_BITS)[0]
         known = len(request.prompt)
@@ -150,20 +195,6 @@ class Checks:
             plain = self._secrets.plain_layer(index)
             steps = self._steps[index] = Steps(self._config, self._fixed, index, plain)
         return steps
-
-    def _multiply(self, layer: int, products: dict[str, bytes]) -> Multiply:
-        def claimed(name: str, x: Tensor) -> Tensor:
-            full = f"layers.{layer}.{name}"
-            outputs = self._shapes[full][0]
-            out = from_numpy(unpack(products[name], (1, outputs), PRODUCT_BITS))
-            self._check_product(name, full, x, out)
-            return out
-
-        return claimed
-
-    def _check_product(self, operator: str, name: str, x: Tensor, out: Tensor) -> None:
-        if self._secrets.wrong_row(name, _numpy(x), _numpy(out)) is not None:
-            raise Difference(operator, f"the product with the matrix {name} is wrong")
 
     def _row_in(self, name: CellName, opened: RowIn) -> tuple[Tensor, bytes]:
         row = unpack(opened.row, (1, self._config.hidden_size), _RESIDUAL_BITS)

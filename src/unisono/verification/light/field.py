@@ -14,7 +14,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-from unisono.numerics.tensors import GROUP, INPUT_BITS, Matrix
+from unisono.numerics.tensors import GROUP, Matrix
 from unisono.types import digest
 
 PRIME = (1 << 61) - 1
@@ -28,6 +28,8 @@ _DIGIT = 18
 """Bits of a limb of a product's output: the upper one has a sign and 17 bits."""
 _OUTPUTS = 1 << 14
 """Outputs summed at once: 21 + 18 + 14 bits."""
+_INPUTS = 1 << 17
+"""Inputs summed at once: 21 + 15 + 17 bits."""
 _WEIGHT_ROWS = 1 << 9
 """Rows of a matrix summed at once: 21 + 23 + 9 bits."""
 
@@ -58,37 +60,33 @@ def limbs(elements: Elements) -> Limbs:
     return out
 
 
-def output_product(secret: Limbs, outputs: NDArray[np.int64]) -> list[int]:
-    """`r · y` for each row of `outputs` [rows, n], magnitudes below 2**53."""
-    rows, count = outputs.shape
-    totals = [0] * rows
-    mask = (1 << _DIGIT) - 1
-    for start in range(0, count, _OUTPUTS):
-        part = outputs[:, start : start + _OUTPUTS]
-        digits = np.empty((3, *part.shape))
-        digits[0] = part & mask
-        digits[1] = (part >> _DIGIT) & mask
-        digits[2] = part >> (2 * _DIGIT)
-        sums = _integers(secret[:, start : start + _OUTPUTS] @ digits.reshape(3 * rows, -1).T)
-        for row in range(rows):
-            for limb, shift in enumerate(_SHIFTS):
-                for digit in range(3):
-                    totals[row] += sums[limb][digit * rows + row] << (shift + digit * _DIGIT)
-    return [total % PRIME for total in totals]
+def output_product(secret: Limbs, outputs: NDArray[np.int64]) -> int:
+    """`r · y` of outputs [n], magnitudes below 2**53."""
+    total, mask = 0, (1 << _DIGIT) - 1
+    digits = np.empty((3, min(len(outputs), _OUTPUTS)))
+    for start in range(0, len(outputs), _OUTPUTS):
+        part = outputs[start : start + _OUTPUTS]
+        held = digits[:, : len(part)]
+        held[0] = part & mask
+        held[1] = (part >> _DIGIT) & mask
+        held[2] = part >> (2 * _DIGIT)
+        sums = _integers(secret[:, start : start + _OUTPUTS] @ held.T)
+        total += sum(
+            sums[limb][digit] << (shift + digit * _DIGIT)
+            for limb, shift in enumerate(_SHIFTS)
+            for digit in range(3)
+        )
+    return total % PRIME
 
 
-def input_product(secret: Limbs, inputs: NDArray[np.int64]) -> list[int]:
-    """`s · x` for each row of `inputs` [rows, n], magnitudes below 2**15, n at most 2**15."""
-    sums = _integers(secret @ inputs.astype(np.float64).T)
-    return [
-        sum(sums[limb][row] << shift for limb, shift in enumerate(_SHIFTS)) % PRIME
-        for row in range(inputs.shape[0])
-    ]
-
-
-def inputs_fit(inputs: NDArray[np.int64]) -> bool:
-    """Whether `input_product` is exact: 15 magnitude bits."""
-    return int(np.abs(inputs).max(initial=0)) < 1 << INPUT_BITS
+def input_product(secret: Limbs, inputs: NDArray[np.int64]) -> int:
+    """`s · x` of inputs [n], magnitudes below 2**15."""
+    total, wide = 0, inputs.astype(np.float64)
+    for start in range(0, len(inputs), _INPUTS):
+        stop = start + _INPUTS
+        sums = _integers(secret[:, start:stop] @ wide[start:stop, None])
+        total += sum(sums[limb][0] << shift for limb, shift in enumerate(_SHIFTS))
+    return total % PRIME
 
 
 def weights_product(secret: Elements, matrix: Matrix) -> Elements:

@@ -11,10 +11,10 @@ import hashlib
 import os
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -47,8 +47,8 @@ from unisono.verification.light.steps import PRODUCTS, PlainLayer
 VERSION = 1
 MAX_BYTES = 256 << 20
 """Of a file: far above what any supported model needs."""
-_RESIDENT = 16
-"""Secret vectors that are kept expanded."""
+_RESIDENT = 8
+"""Sets of secret vectors that are kept expanded: those of a cell are one."""
 _MAGIC = b"unisono light secrets\n"
 
 
@@ -69,6 +69,20 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exponents: dict[str, int]
 
 
+class Claimed(NamedTuple):
+    """A claimed product of a matrix with one row."""
+
+    matrix: str
+    """Canonical name; `head` for the output matrix."""
+    inputs: NDArray[np.int64]
+    """[inputs], below 2**15."""
+    outputs: NDArray[np.int64]
+    """[outputs], below 2**53."""
+
+
+_Names = tuple[tuple[str, int], ...]
+
+
 @dataclass(slots=True)
 class Secrets:
     """The secrets of one model. Its text form shows no secret."""
@@ -81,8 +95,8 @@ class Secrets:
     sums: dict[str, Elements] = field(repr=False)
     vectors: dict[str, NDArray[np.int64]] = field(repr=False)
     exponents: dict[str, int] = field(repr=False)
-    _expanded: OrderedDict[str, tuple[Limbs, Limbs]] = field(
-        default_factory=OrderedDict[str, tuple[Limbs, Limbs]], repr=False
+    _expanded: OrderedDict[_Names, tuple[Limbs, Limbs]] = field(
+        default_factory=OrderedDict[_Names, tuple[Limbs, Limbs]], repr=False
     )
 
     def constants(self) -> Constants:
@@ -101,26 +115,31 @@ class Secrets:
         """A norm weight or bias by its canonical name."""
         return linear.Vector(linear.from_numpy(self.vectors[name]), self.exponents[name])
 
-    def wrong_row(
-        self, name: str, inputs: NDArray[np.int64], outputs: NDArray[np.int64]
-    ) -> int | None:
-        """The first row where `outputs` is not the product of `inputs` with a matrix, or None.
+    def wrong_product(self, claimed: Sequence[Claimed]) -> int | None:
+        """The first of some products of single rows that is wrong, or None.
 
-        A wrong row passes with probability at most 2**-60 over the choice of the seed.
-
-        Args:
-            name: canonical name of the matrix; `head` for the output matrix.
-            inputs: [rows, inputs], below 2**15. outputs: [rows, outputs], below 2**53.
+        All are checked as one, by the sum of both sides over the matrices, whose vectors are
+        independent; only if that fails, one by one. If any is wrong, the sum agrees with
+        probability at most 2**-60 over the choice of the seed.
         """
-        secret, sums = self._pair(name, outputs.shape[1])
-        got, expected = output_product(secret, outputs), input_product(sums, inputs)
-        return next((i for i, (a, b) in enumerate(zip(got, expected, strict=True)) if a != b), None)
+        if self._agree(claimed):
+            return None
+        return next((i for i, one in enumerate(claimed) if not self._agree([one])), None)
 
-    def _pair(self, name: str, count: int) -> tuple[Limbs, Limbs]:
-        pair = self._expanded.pop(name, None)
+    def _agree(self, claimed: Sequence[Claimed]) -> bool:
+        vectors, sums = self._pair(tuple((c.matrix, c.outputs.shape[0]) for c in claimed))
+        outputs = np.concatenate([c.outputs for c in claimed])
+        inputs = np.concatenate([c.inputs for c in claimed])
+        return output_product(vectors, outputs) == input_product(sums, inputs)
+
+    def _pair(self, names: tuple[tuple[str, int], ...]) -> tuple[Limbs, Limbs]:
+        """The secret vectors and the sums of some matrices, one after another, expanded."""
+        pair = self._expanded.pop(names, None)
         if pair is None:
-            pair = limbs(secret_vector(self.seed, name, count)), limbs(self.sums[name])
-        self._expanded[name] = pair
+            vectors = [secret_vector(self.seed, name, count) for name, count in names]
+            sums = [self.sums[name] for name, _ in names]
+            pair = limbs(np.concatenate(vectors)), limbs(np.concatenate(sums))
+        self._expanded[names] = pair
         if len(self._expanded) > _RESIDENT:
             self._expanded.popitem(last=False)
         return pair

@@ -187,11 +187,16 @@ class Trace:
         products: dict[str, bytes] = {}
         results: dict[str, tuple[bytes, bytes]] = {}
         rows = self._rows[at][p : p + 1]
-        held = self._steps[at].stored(rows, p, self._recorded(at, products), _recorder(results))
+        self._steps[at].stored(rows, p, self._recorded(at, products), _recorder(results))
         for kept in _STORED:
             del results[kept]
-        row_in, path = self._row_in(at, p), self._path(at, p, p + 1)
-        return SampleOpening(row_in, products, results, _memory(held), path)
+        return SampleOpening(
+            self._row_in(at, p),
+            products,
+            results,
+            _memory(self._held[at].part(p, p + 1)),
+            self._path(at, p, p + 1),
+        )
 
     def open_head(self, position: int) -> HeadOpening:
         """The logits after a position, of a block that ends the model."""

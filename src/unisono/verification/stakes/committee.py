@@ -22,7 +22,6 @@ from unisono.clock import Clock
 from unisono.errors import PeerCheating
 from unisono.types import NodeId
 from unisono.verification.stakes.faults import CommitteeFault, CommitteeFaultKind, PlantOpening
-from unisono.verification.stakes.lottery import claim_hash
 from unisono.verification.verdict import FaultKind, Verdict, fault_of
 from unisono.wire.claims import HopClaim
 from unisono.wire.identity import Identity
@@ -32,7 +31,7 @@ from unisono.wire.verification_messages import (
     ReplayResult,
     ResultCommit,
     ResultReveal,
-    Ticket,
+    Work,
 )
 
 COMMIT_SECONDS = 30.0
@@ -50,7 +49,7 @@ class Phase(Enum):
 class Outcome(msgspec.Struct, frozen=True):
     """What a committee found."""
 
-    audit: str
+    work: Work
     seats: int
     votes: int
     """Equal results of the largest group."""
@@ -59,16 +58,26 @@ class Outcome(msgspec.Struct, frozen=True):
     unanimous: bool
     """Every seat gave it."""
 
-    def judge(self, claim: HopClaim) -> Verdict:
+    def judge(self, claim: HopClaim, rows_in: str) -> Verdict:
         """The verdict on the audited claim.
 
-        INCONCLUSIVE: no majority of the seats, or a claim that this audit was not about.
+        INCONCLUSIVE: no majority of the seats, or the auditor gave other inputs than the answer's.
+
+        Args:
+            rows_in: root of what the hop was to be given: of the request's tokens for the first
+                hop (`work.Answer.root`), else the `rows_out` of the hop before.
         """
         if self.result is None:
             return Verdict(
                 "INCONCLUSIVE",
                 message=f"{self.votes} of {self.seats} members gave the same result; a verdict "
                 f"needs {majority(self.seats)}: draw a larger committee",
+            )
+        if self.result.rows_in != rows_in:
+            return Verdict(
+                "INCONCLUSIVE",
+                message="the committee was given other inputs than the answer's: that is the "
+                "auditor's fault, or of whoever gave it the rows",
             )
         wrong = difference(self.result, claim)
         if wrong is None:
@@ -102,7 +111,7 @@ class Committee:
 
     def __init__(
         self,
-        ticket: Ticket,
+        work: Work,
         members: Sequence[NodeId],
         identity: Identity,
         clock: Clock,
@@ -120,8 +129,7 @@ class Committee:
         """
         if not 0 < len(set(members)) == len(members) <= MAX_COMMITTEE:
             raise ValueError(f"a committee has 1 to {MAX_COMMITTEE} members, each once")
-        self.audit = ticket.audit()
-        self.ticket = ticket
+        self.work = work
         self.members = tuple(members)
         self.phase = Phase.COMMITTING
         self.closed: CommitsClosed | None = None
@@ -175,11 +183,11 @@ class Committee:
             return  # too late; the deadline has named it
         self._commits[sender] = message
         old = self._earlier.get(message.digest)
-        if old is not None and old.epoch < message.epoch:
+        if old is not None and old.work.epoch < message.work.epoch:
             self._blame(
                 "stale_epoch",
                 sender,
-                f"commits in epoch {message.epoch} to what was sealed in epoch {old.epoch}",
+                f"commits in epoch {message.work.epoch} to a digest of epoch {old.work.epoch}",
                 (message, old),
             )
         if len(self._commits) == len(self.members):
@@ -230,10 +238,10 @@ class Committee:
             raise PeerCheating(f"a {name} from {sender[:16]}…, who is not in the committee")
         if message.node != sender:
             raise PeerCheating(f"{sender[:16]}… sent a {name} of node {message.node[:16]}…")
-        if (message.audit, message.epoch) != (self.audit, self.ticket.epoch):
+        if message.work != self.work:
             raise PeerCheating(
-                f"a {name} of epoch {message.epoch} and audit {message.audit[:16]}…; this is "
-                f"epoch {self.ticket.epoch} and audit {self.audit[:16]}…"
+                f"a {name} of epoch {message.work.epoch} and task {message.work.task[:16]}…; this "
+                f"is epoch {self.work.epoch} and task {self.work.task[:16]}…"
             )
         if not message.signature_is_good():
             raise PeerCheating(f"a {name} without the signature of {sender[:16]}…")
@@ -243,8 +251,7 @@ class Committee:
             if node not in self._commits:
                 self._blame("no_commit", node, "committed to nothing in time")
         self.closed = CommitsClosed(
-            audit=self.audit,
-            epoch=self.ticket.epoch,
+            work=self.work,
             auditor=self._identity.node_id,
             sealed=self._plant.seal(),
             commits=tuple(sorted((n, c.digest) for n, c in self._commits.items())),
@@ -270,7 +277,7 @@ class Committee:
         if self._plant.result is not None and result != self._plant.result:
             result = None
         self.outcome = Outcome(
-            self.audit, len(self.members), count, result, count == len(self.members)
+            self.work, len(self.members), count, result, count == len(self.members)
         )
         known = self._plant.result
         if known is not None:  # whoever differs is wrong, even if most agree with it
@@ -338,7 +345,7 @@ class Committee:
             CommitteeFault(
                 kind=kind,
                 node=node,
-                audit=self.audit,
+                work=self.work,
                 message=f"{kind}: node {node[:16]}… {what}",
                 commits=commits,
                 reveals=reveals,
@@ -346,8 +353,3 @@ class Committee:
                 plant=self._plant if planted else None,
             ),
         )
-
-
-def claim_of(ticket: Ticket, claim: HopClaim) -> bool:
-    """Whether a ticket is about this claim."""
-    return ticket.claim == claim_hash(claim) and ticket.epoch == claim.epoch

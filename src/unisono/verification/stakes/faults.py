@@ -26,6 +26,7 @@ from unisono.wire.verification_messages import (
     ReplayResult,
     ResultCommit,
     ResultReveal,
+    Work,
 )
 
 CommitteeFaultKind = Literal[
@@ -73,7 +74,7 @@ class CommitteeFault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     kind: CommitteeFaultKind
     node: NodeId
-    audit: str
+    work: Work
     message: str
     commits: tuple[ResultCommit, ...] = ()
     reveals: tuple[ResultReveal, ...] = ()
@@ -105,7 +106,7 @@ class CommitteeFault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def _double_commit(self) -> bool:
         return (
             len(self.commits) == 2
-            and all((c.node, c.audit) == (self.node, self.audit) for c in self.commits)
+            and all((c.node, c.work) == (self.node, self.work) for c in self.commits)
             and self.commits[0] != self.commits[1]
         )
 
@@ -113,7 +114,7 @@ class CommitteeFault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not self.commits or not self.reveals:
             return None
         commit, reveal = self.commits[0], self.reveals[0]
-        mine = all((m.node, m.audit) == (self.node, self.audit) for m in (commit, reveal))
+        mine = all((m.node, m.work) == (self.node, self.work) for m in (commit, reveal))
         return (commit, reveal) if mine else None
 
     def _wrong_opening(self) -> bool:
@@ -125,9 +126,9 @@ class CommitteeFault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return False
         copy, original = self.commits
         return (
-            (copy.node, copy.audit) == (self.node, self.audit)
+            (copy.node, copy.work) == (self.node, self.work)
             and original.node != copy.node
-            and original.audit == copy.audit
+            and original.work == copy.work
             and copy.digest == original.digest
             and self.reveals[0].opens(original)
         )
@@ -137,8 +138,8 @@ class CommitteeFault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return False
         new, old = self.commits
         return (
-            (new.node, new.audit) == (self.node, self.audit)
-            and old.epoch < new.epoch
+            (new.node, new.work) == (self.node, self.work)
+            and old.work.epoch < new.work.epoch
             and new.digest == old.digest
         )
 
@@ -147,14 +148,11 @@ class CommitteeFault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if own is None or len(self.closed) != 1 or not own[1].opens(own[0]):
             return False
         closed = dict(self.closed[0].commits)
-        if self.closed[0].audit != self.audit or closed.get(self.node) != own[0].digest:
+        if self.closed[0].work != self.work or closed.get(self.node) != own[0].digest:
             return False
         others = self.reveals[1:]
         opened = {
-            r.node
-            for r in others
-            if r.audit == self.audit
-            and closed.get(r.node) == r.result.sealed(r.salt, r.node, r.audit, r.epoch)
+            r.node for r in others if r.work == self.work and closed.get(r.node) == r.sealed()
         }
         return (
             len({r.result for r in others}) == 1
@@ -169,7 +167,8 @@ class CommitteeFault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return False
         closed, known = self.closed[0], self.plant.result
         return (
-            closed.audit == self.audit == self.plant.audit
+            closed.work == self.work
+            and self.work.audit == self.plant.audit
             and closed.sealed == self.plant.seal()
             and own[1].opens(own[0])
             and known is not None
@@ -179,6 +178,6 @@ class CommitteeFault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def _two_faced(self) -> bool:
         return (
             len(self.closed) == 2
-            and all((c.auditor, c.audit) == (self.node, self.audit) for c in self.closed)
+            and all((c.auditor, c.work.audit) == (self.node, self.work.audit) for c in self.closed)
             and self.closed[0] != self.closed[1]
         )

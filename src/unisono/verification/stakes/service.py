@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import secrets
 from collections import OrderedDict
@@ -20,6 +21,7 @@ from unisono.verification.stakes.faults import CommitteeFault, PlantOpening
 from unisono.verification.stakes.lottery import ticket_is_good, wins
 from unisono.verification.stakes.register import Register
 from unisono.verification.stakes.seat import Seat
+from unisono.verification.stakes.transcript import Transcript
 from unisono.verification.stakes.work import Replayer, ReplayWork
 from unisono.wire.frames import decode_frame, encode_frame
 from unisono.wire.identity import Identity
@@ -57,6 +59,8 @@ class Audited:
     """None: not one node took the task."""
     members: tuple[NodeId, ...]
     faults: tuple[CommitteeFault, ...]
+    transcript: Transcript | None
+    """What others check the verdict from."""
 
 
 class Auditor:
@@ -86,9 +90,9 @@ class Auditor:
         """
         streams = await self._seat(task, body, candidates, seats)
         if not streams:
-            return Audited(None, (), ())
+            return Audited(None, (), (), None)
         committee = Committee(
-            task.ticket,
+            task.work(body),
             [stream.peer for stream in streams],
             self._identity,
             self._clock,
@@ -115,7 +119,14 @@ class Auditor:
             for stream in streams:
                 await stream.close()
         self._remember(committee.commits)
-        return Audited(committee.outcome, committee.members, committee.faults)
+        transcript = Transcript(
+            task=task,
+            rows=hashlib.sha256(body[task.token_bytes :]).digest(),
+            members=committee.members,
+            closed=committee.closed,
+            reveals=committee.reveals,
+        )
+        return Audited(committee.outcome, committee.members, committee.faults, transcript)
 
     async def _seat(
         self, task: ReplayTask, body: bytes, candidates: Sequence[PeerAddress], seats: int
@@ -181,7 +192,7 @@ class Auditor:
         for stream in streams:
             fault = faults.get(stream.peer)
             settled = Settled(
-                audit=committee.audit,
+                audit=committee.work.audit,
                 decided=outcome.result is not None,
                 fault=None if fault is None else fault.kind,
             )
@@ -244,11 +255,12 @@ class Member:
                 return
         finally:
             self._running -= 1
-        await self._vote(stream, task, result)
+        await self._vote(stream, Seat(task, body, self._identity), task, result)
 
-    async def _vote(self, stream: Stream, task: ReplayTask, result: ReplayResult) -> None:
-        seat = Seat(task, self._identity)
-        await stream.send(encode_frame(seat.commit(result, secrets.token_bytes(SALT_BYTES))))
+    async def _vote(
+        self, stream: Stream, seat: Seat, task: ReplayTask, result: ReplayResult
+    ) -> None:
+        await stream.send(encode_frame(seat.commit(result)))
         seconds = (task.commit_ms + task.reveal_ms) / 1000
         closed = await within(self._clock, seconds, _next(stream))
         if not isinstance(closed, CommitsClosed):

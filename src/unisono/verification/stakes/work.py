@@ -129,6 +129,10 @@ class Answer:
         """The token at every position that was computed."""
         return (*self.prompt, *self.tokens[:-1])
 
+    def root(self) -> str:
+        """Root of the first hop's rows in."""
+        return rows_root([token_hash(t) for t in self.inputs])
+
 
 def make_task(
     ticket: Ticket,
