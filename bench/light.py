@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.machine import median_ms, publish
 from unisono.models.catalog import DEFAULT_MODEL
@@ -169,8 +170,7 @@ def default_model(model: StoredModel) -> list[Row]:
         folder = Path(name)
         secrets.save(folder / "secrets")
         (folder / "receipt").write_bytes(to_json(receipt))
-        summons = LightAudit(secrets, receipt, 0).summons()
-        (folder / "commitment").write_bytes(msgspec.msgpack.encode(responder.commit(summons)))
+        (folder / "commitment").write_bytes(msgspec.msgpack.encode(responder.commit()))
         command = [sys.executable, "-m", "bench.light", "--client", name]
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -211,6 +211,24 @@ def default_model(model: StoredModel) -> list[Row]:
             }
         )
     return lines
+
+
+class Count(TorchDispatchMode):
+    """Counts elements that operators write, and the multiplications of products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                inner = args[0].shape[-1] if "mm" in func.__name__ else 1
+                self.operations += tensor.numel() * inner
+        return out
 
 
 def random_matrix(draw: np.random.Generator, outputs: int, inputs: int) -> tensors.Matrix:
@@ -286,14 +304,23 @@ def large_layer() -> list[Row]:
         products, lambda: checked(False), lambda: checked(True), lambda: checks.cell(cell, opened)
     )
     (slow,) = median_ms(torch_products, repeat=3)
+    with Count() as counted:
+        checks.cell(cell, opened)
     weights_count = sum(a * b for a, b in shapes.values())
     # by limbs: three by three for an output, three for an input
     operations = sum(9 * a + 3 * b for a, b in shapes.values())
     times = {"× compiled": lambda ms: compiled / ms, "× torch": lambda ms: slow / ms}
 
-    def line(what: str, ms: float, count: int | None = None, **more: object) -> Row:
+    def line(what: str, ms: float, count: int, **more: object) -> Row:
         ratios = {name: ratio(ms) for name, ratio in times.items()}
-        return {"what": what, "ms": ms, "multiplications": count or "", **ratios, **more}
+        return {
+            "what": what,
+            "ms": ms,
+            "operations": count,
+            "× operations": weights_count / count,
+            **ratios,
+            **more,
+        }
 
     sums = sum(8 * len(s) for s in secrets.sums.values())
     return [
@@ -301,7 +328,7 @@ def large_layer() -> list[Row]:
         line("products, torch float64", slow, weights_count),
         line("check, vectors at hand", check, operations),
         line("check, vectors from the seed", first, operations),
-        line("whole cell at position 31", whole, bytes=size),
+        line("whole cell at position 31", whole, operations + counted.operations, bytes=size),
         {"what": "making the secrets", "ms": 1e3 * built, "bytes": sums},
     ]
 

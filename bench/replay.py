@@ -136,7 +136,12 @@ def main() -> None:
                     "replay of 8 s": shared,
                     "replay / answer": alone / answer,
                     "replay of 8 / answer": shared / answer,
-                    "network overhead %": 100 * DEFAULT_RATE / 1e6 * DEFAULT_SEATS * shared / answer,
+                    "network overhead %": 100
+                    * DEFAULT_RATE
+                    / 1e6
+                    * DEFAULT_SEATS
+                    * shared
+                    / answer,
                 }
             )
     publish(

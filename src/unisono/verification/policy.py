@@ -1,2 +1,193 @@
-DEFAULT_RATE = 5000
+"""How often an answer is audited, and by how many: so that cheating costs more than it brings.
+
+A node that cheats on an answer gains at most `gain`. An audit happens with probability p, finds
+the truth with probability d, and then costs the node its stake and its escrow. For one answer
+cheating does not pay if
+
+    p · d · (stake + escrow) > gain
+
+A stake answers for all answers whose audits are still open. With at most n of those, each with
+an escrow of its own, cheating on any number of them does not pay if
+
+    (1 − (1 − p·d)^n) · (stake / n + escrow) > gain
+
+which for n = 1 is the line above. docs/threat-model.md derives both and says what they assume.
+Amounts are integers in one unit of account, whatever it is; rates are per million.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+from typing import NamedTuple
+
+import msgspec
+
+from unisono.errors import ConfigurationError
+from unisono.verification.conduct import STRANGER, Conduct, trust
+from unisono.wire.verification_messages import MAX_COMMITTEE, MILLION
+
+DEFAULT_RATE = 5_000
+"""Audits per million answers of a trusted node: half a per cent."""
 DEFAULT_SEATS = 3
+ADVERSARIES = 0.2
+"""Share of the verifiers' stake that is assumed to work together against the truth."""
+MARGIN = 1.25
+"""Cheating is to lose this many times what it gains."""
+STRANGER_FACTOR = 20.0
+"""Answers of a node without a record are audited so much more often than those of a proven one."""
+
+
+class Terms(NamedTuple):
+    """What a tier asks for at least."""
+
+    rate: int
+    seats: int
+    error: float
+    """A committee's chance to hold a majority of adversaries is at most this."""
+    final: bool
+    """The answer counts only after its audit."""
+
+
+class Tier(Enum):
+    """What a client wants of verification."""
+
+    ECONOMY = Terms(1_000, 3, 0.12, False)
+    STANDARD = Terms(DEFAULT_RATE, DEFAULT_SEATS, 0.12, False)
+    ASSURED = Terms(50_000, 5, 0.06, False)
+    CRITICAL = Terms(MILLION, 9, 0.02, True)
+
+
+class Exposure(msgspec.Struct, frozen=True):
+    """What is at play between a node and its clients; amounts in one unit."""
+
+    gain: int
+    """The most that a wrong answer brings the node: its price, or what the client says that a
+    wrong answer is worth to somebody."""
+    stake: int
+    """Slashed on conviction."""
+    escrow: int = 0
+    """Held back per answer until its audits are over; forfeited on conviction."""
+    open_answers: int = 1
+    """Answers of the node whose audits may still be open, at most."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What to do about one answer."""
+
+    rate: int
+    """Audits per million."""
+    seats: int
+    covered: bool
+    """Whether this rate makes cheating a loss. If not, stake and escrow are too small even for an
+    audit of everything: the answer is audited, and `missing` says what lacks."""
+    missing: int
+    """Escrow per answer that would have to be added."""
+    final: bool
+    """The answer counts only after its audit."""
+
+
+def plan(
+    exposure: Exposure,
+    tier: Tier = Tier.STANDARD,
+    conduct: Conduct = STRANGER,
+    now: float = 0.0,
+    *,
+    adversaries: float = ADVERSARIES,
+) -> Plan:
+    """The rate and the committee for an answer.
+
+    Reputation never lowers the rate below what deters: it decides how much is looked at beyond.
+
+    Args:
+        conduct: the node's record of verdicts, at `now` in seconds of the record's clock.
+        adversaries: assumed share of adversaries among verifiers, by stake; below a half.
+
+    Raises:
+        ConfigurationError: a negative amount, or a share that no committee can bear.
+    """
+    if min(exposure.gain, exposure.stake, exposure.escrow) < 0 or exposure.open_answers < 1:
+        raise ConfigurationError(f"amounts are not negative and an answer is open: {exposure}")
+    terms = tier.value
+    seats = committee_size(terms.error, adversaries, least=terms.seats)
+    needed = deterring_rate(exposure, detection(seats, adversaries))
+    trusted = trust(conduct, now)
+    wished = terms.rate * (STRANGER_FACTOR - (STRANGER_FACTOR - 1.0) * trusted)
+    rate = min(MILLION, max(math.ceil(wished), needed))
+    missing = missing_escrow(exposure, detection(seats, adversaries))
+    return Plan(rate, seats, missing == 0, missing, terms.final)
+
+
+def deterring_rate(exposure: Exposure, found: float) -> int:
+    """The least rate per million at which cheating does not pay, `MILLION` if none does.
+
+    Args:
+        found: chance that an audit of a false answer ends in a conviction.
+    """
+    lost = exposure.stake / exposure.open_answers + exposure.escrow
+    wanted = MARGIN * exposure.gain
+    if wanted == 0:
+        return 0
+    if wanted >= lost:
+        return MILLION
+    # 1 − (1 − q)^n ≥ wanted / lost, for the chance q that one answer is audited and found false
+    each = -math.expm1(math.log1p(-wanted / lost) / exposure.open_answers)
+    return min(MILLION, math.ceil(MILLION * each / found) + 1)
+
+
+def missing_escrow(exposure: Exposure, found: float) -> int:
+    """What each answer's escrow lacks for an audit of everything to deter; 0: nothing."""
+    caught = 1.0 - (1.0 - found) ** exposure.open_answers
+    lost = exposure.stake / exposure.open_answers + exposure.escrow
+    return max(0, math.ceil(MARGIN * exposure.gain / caught - lost))
+
+
+def loss_per_answer(exposure: Exposure, rate: int, found: float) -> float:
+    """What a node that cheats on all open answers expects to lose on each."""
+    caught = 1.0 - (1.0 - rate / MILLION * found) ** exposure.open_answers
+    return caught * (exposure.stake / exposure.open_answers + exposure.escrow)
+
+
+def adversarial_majority(seats: int, adversaries: float) -> float:
+    """The chance that adversaries hold more than half of the seats, drawn by stake.
+
+    Binomial: seats are drawn without replacement, which only lowers it while no node holds much
+    of the stake.
+    """
+    return sum(
+        math.comb(seats, k) * adversaries**k * (1 - adversaries) ** (seats - k)
+        for k in range(seats // 2 + 1, seats + 1)
+    )
+
+
+def detection(seats: int, adversaries: float) -> float:
+    """The chance that an audit of a false answer ends in a conviction: whenever adversaries lack
+    the majority, since a committee without one is followed by a larger."""
+    return 1.0 - adversarial_majority(seats, adversaries)
+
+
+def committee_size(error: float, adversaries: float, least: int = DEFAULT_SEATS) -> int:
+    """The least odd number of seats with an adversarial majority at most as likely as `error`.
+
+    Raises:
+        ConfigurationError: not even `MAX_COMMITTEE` seats do.
+    """
+    for seats in range(least | 1, MAX_COMMITTEE, 2):
+        if adversarial_majority(seats, adversaries) <= error:
+            return seats
+    raise ConfigurationError(
+        f"no committee of up to {MAX_COMMITTEE} seats bears {adversaries:.0%} adversaries with an "
+        f"error of {error}; assume fewer, or have disputes settled by the fraud game"
+    )
+
+
+def larger_committee(seats: int) -> int | None:
+    """The size of the committee that follows one without a majority; None: the fraud game does."""
+    larger = 2 * seats + 1
+    return larger if larger <= MAX_COMMITTEE else None
+
+
+def overhead(rate: int, seats: int, replay_cost: float) -> float:
+    """The share of a network's work that audits add, for replays that cost `replay_cost` of what
+    producing an answer costs."""
+    return rate / MILLION * seats * replay_cost

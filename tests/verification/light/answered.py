@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from unisono.models.weights import BlockWeights
 from unisono.types import GenerationRequest, LayerRange, ModelId, NodeId, Sampling, SessionId
 from unisono.verification.light.audit import LightAudit, LightVerdict
 from unisono.verification.light.draw import Budget
-from unisono.verification.light.messages import TraceCommitment
 from unisono.verification.light.secrets import Secrets, from_weights
 from unisono.verification.light.steps import Steps
 from unisono.verification.light.trace import Responder, Trace
@@ -39,6 +38,7 @@ class Answered:
     request: GenerationRequest
     tokens: tuple[int, ...]
     seed: int
+    _traces: dict[LayerRange, Trace] = field(default_factory=dict)
 
     def block(self, start: int, stop: int) -> BlockWeights:
         return tiny_weights(self.config, self.seed, LayerRange(start, stop))
@@ -51,6 +51,13 @@ class Answered:
     ) -> Trace:
         """A hop's trace; the hops before it are honest."""
         layers = layers or LayerRange(0, self.config.layer_count)
+        if (steps, weights) == (Steps, None):
+            if layers not in self._traces:
+                self._traces[layers] = self._trace(layers, steps, None)
+            return self._traces[layers]
+        return self._trace(layers, steps, weights)
+
+    def _trace(self, layers: LayerRange, steps: type[Steps], weights: BlockWeights | None) -> Trace:
         source = [*self.request.prompt, *self.tokens[:-1]]
         weights = weights or self.block(layers.start, layers.stop)
         if layers.start == 0:
@@ -100,10 +107,8 @@ class Answered:
         receipt = receipt or self.receipt(trace)
         responder = Responder(receipt.hops[0], trace, KEY)
         audit = LightAudit(secrets or self.secrets, receipt, 0, budget, random.Random(seed))
-        commitment = responder.commit(audit.summons())
-        assert isinstance(commitment, TraceCommitment)
         verdict: LightVerdict | None = None
-        for challenge in audit.challenges(commitment):
+        for challenge in audit.challenges(responder.commit()):
             verdict = audit.judge(challenge, responder.respond(challenge))
             if verdict.verdict != "VALID":
                 return verdict

@@ -19,7 +19,7 @@ from tests.verification.light.answered import (
     Answered,
     answered,
 )
-from unisono.errors import ConfigurationError, PeerCheating, ReceiptError
+from unisono.errors import ConfigurationError, PeerCheating, PeerRefused, ReceiptError
 from unisono.models.decoder import Segment, make_decoder
 from unisono.types import LayerRange, ModelId, Sampling, canonical
 from unisono.verification.light.audit import LightAudit
@@ -65,7 +65,7 @@ def test_a_trace_is_what_decoders_compute_token_by_token(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     st.sampled_from([(0, 1), (1, 2), (0, 2)]),
     st.builds(Budget, st.integers(0, 3), st.integers(0, 6), st.integers(0, 9), st.integers(0, 2)),
@@ -152,7 +152,7 @@ def test_cells_are_drawn_anew_for_every_audit() -> None:
     drawn = set()
     for _ in range(8):
         audit = LightAudit(honest.secrets, receipt, 0)
-        (challenge,) = audit.challenges(responder.commit(audit.summons()))
+        (challenge,) = audit.challenges(responder.commit())
         drawn.add(challenge.hash())
     assert len(drawn) > 4
 
@@ -162,7 +162,7 @@ def test_the_trace_is_fixed_before_cells_are_drawn() -> None:
     receipt = honest.receipt(honest.trace())
     responder = Responder(receipt.hops[0], honest.trace(), KEY)
     audit = LightAudit(honest.secrets, receipt, 0)
-    commitment = responder.commit(audit.summons())
+    commitment = responder.commit()
     forged = msgspec.structs.replace(commitment, root="00" * 32)
     with pytest.raises(PeerCheating, match="sign"):
         audit.challenges(forged)
@@ -181,7 +181,7 @@ def test_a_node_opens_nothing_but_cells_of_its_own_trace() -> None:
     receipt = honest.receipt(trace)
     responder = Responder(receipt.hops[0], trace, KEY)
     audit = LightAudit(honest.secrets, receipt, 0)
-    (challenge,) = audit.challenges(responder.commit(audit.summons()))
+    (challenge,) = audit.challenges(responder.commit())
     for change in (
         {"claim": "00" * 32},
         {"trace": "00" * 32},
@@ -191,8 +191,39 @@ def test_a_node_opens_nothing_but_cells_of_its_own_trace() -> None:
     ):
         with pytest.raises(PeerCheating, match="challenge"):
             responder.respond(msgspec.structs.replace(challenge, **change))
-    with pytest.raises(PeerCheating, match="not of this one"):
-        responder.commit(Summons("00" * 32))
+
+
+@pytest.mark.parametrize("layers", [LayerRange(0, 2), LayerRange(1, 2)])
+def test_a_summoned_node_regenerates_what_it_signed(layers: LayerRange) -> None:
+    honest = make("gemma", PROMPT, 4)
+    trace = honest.trace(layers)
+    receipt = honest.receipt(trace)
+    audit = LightAudit(honest.secrets, receipt, 0)
+    summons = decode(canonical(audit.summons()), Summons)
+    rows = honest.trace(LayerRange(0, 1)).out if layers.start else None
+    held = KEY, MODEL, honest.config, honest.block(layers.start, layers.stop)
+    responder = Responder.summoned(summons, *held, rows)
+    assert responder.commit().root == trace.root
+    (challenge,) = audit.challenges(responder.commit())
+    assert audit.judge(challenge, responder.respond(challenge)).verdict == "VALID"
+    stranger = Identity(b"else" * 8)
+    forged = msgspec.structs.replace(receipt.hops[0], node=stranger.node_id)
+    with pytest.raises(PeerCheating, match="did not sign"):
+        Responder.summoned(Summons(forged, summons.tokens), stranger, *held[1:], rows)
+    with pytest.raises(PeerCheating, match="did not sign"):
+        Responder.summoned(summons, stranger, *held[1:], rows)
+    with pytest.raises(PeerRefused, match="not here"):
+        Responder.summoned(summons, *held[:3], honest.block(0, 1), rows)
+    if layers.start:
+        with pytest.raises(PeerRefused, match="not kept"):
+            Responder.summoned(summons, *held)
+        with pytest.raises(PeerCheating, match="other tokens, or rows"):
+            Responder.summoned(summons, *held, honest.trace(LayerRange(0, 2)).out)
+    else:
+        with pytest.raises(PeerCheating, match="other tokens, or rows"):
+            Responder.summoned(Summons(summons.claim, summons.tokens[::-1]), *held)
+        with pytest.raises(PeerCheating, match="vocabulary"):
+            Responder.summoned(Summons(summons.claim, (50, *summons.tokens[1:])), *held)
 
 
 def test_answers_to_another_challenge_or_by_another_key_are_invalid() -> None:
@@ -201,7 +232,7 @@ def test_answers_to_another_challenge_or_by_another_key_are_invalid() -> None:
     receipt = honest.receipt(trace)
     responder = Responder(receipt.hops[0], trace, KEY)
     audit = LightAudit(honest.secrets, receipt, 0)
-    (challenge,) = audit.challenges(responder.commit(audit.summons()))
+    (challenge,) = audit.challenges(responder.commit())
     good = responder.respond(challenge)
     assert audit.judge(challenge, good).verdict == "VALID"
     shorter = responder.respond(msgspec.structs.replace(challenge, cells=challenge.cells[:1]))

@@ -364,7 +364,7 @@ def answer_of(answer: Answered, change: Callable[[Opening], Opening]) -> LightVe
     receipt = answer.receipt(trace)
     responder = Responder(receipt.hops[0], trace, KEY)
     audit = LightAudit(answer.secrets, receipt, 0, Budget(30, 0, 0, 2))
-    (challenge,) = audit.challenges(responder.commit(audit.summons()))
+    (challenge,) = audit.challenges(responder.commit())
     assert isinstance(challenge, Challenge)
     opening = change(decode(responder.respond(challenge), Opening))
     signed = msgspec.structs.replace(opening, signature=KEY.sign(opening.signed_bytes()))
@@ -475,7 +475,7 @@ def test_altered_samples_and_heads_are_caught() -> None:
         audit = LightAudit(answer.secrets, receipt, 0, Budget(2, 2, 13, 1))
         while True:
             audit = LightAudit(answer.secrets, receipt, 0, Budget(2, 2, 13, 1))
-            (challenge,) = audit.challenges(responder.commit(audit.summons()))
+            (challenge,) = audit.challenges(responder.commit())
             if challenge.samples:
                 break
         opening = decode(responder.respond(challenge), Opening)

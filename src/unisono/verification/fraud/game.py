@@ -16,6 +16,7 @@ from typing import Literal
 
 from unisono.errors import PeerCheating
 from unisono.types import NodeId
+from unisono.verification.fraud.inquiry import Inquiry
 from unisono.verification.fraud.moves import (
     LEVELS,
     MOVE_SECONDS,
@@ -36,17 +37,8 @@ from unisono.verification.fraud.moves import (
     decode_move,
 )
 from unisono.verification.fraud.program import HopProgram, Program, Tensor
-from unisono.verification.fraud.referee import (
-    Hashes,
-    Layout,
-    Slot,
-    judge_combination,
-    judge_part,
-    judge_total,
-    parts_of,
-    sealed_roots,
-)
-from unisono.verification.fraud.steps import Cell, Ref, Source, Step, Total, Values, Wrong
+from unisono.verification.fraud.referee import Hashes, Layout, sealed_roots
+from unisono.verification.fraud.steps import Cell, Ref
 from unisono.verification.fraud.tree import HASH, Tree, decode_block, depth_of, node_hash, per_block
 
 Party = Literal["defender", "challenger"]
@@ -102,23 +94,20 @@ class Game:
         self.moves: list[Move] = []
         self.conviction: Conviction | None = None
         self.deadline_ms = now_ms + 1000 * MOVE_SECONDS
-        self.tree, self.depth, self.index, self.target = "grid", 0, 0, self.hop.cell_depth
-        self.shown = 0
+        self.tree: Literal["grid", "trace"] = "grid"
+        self.depth: int = 0
+        self.index: int = 0
+        self.target: int = self.hop.cell_depth
+        """The depth at which the descent ends."""
+        self.shown: int = 0
         self.cell: Cell | None = None
         self.program: Program | None = None
         self.tensor: Tensor | None = None
-        self.element: int | None = None
-        self.value = 0
-        self.span: tuple[int, int] | None = None
-        """Terms of the sum in dispute."""
-        self.asserted: Total | None = None
-        """What they make, once that was said."""
-        self._cut: list[tuple[tuple[int, int], Total]] = []
-        self.needed: tuple[Slot, ...] = ()
-        self._anchored: set[Slot] = set()
-        self._opening, self._opens, self._most_opens = False, 0, 0
         self.kept_roots: list[bytes] = []
-        self._first, self._block = 0, list[int]()
+        """Of the cell in dispute, as the grid has them."""
+        self.block: tuple[int, list[int]] = (0, [])
+        """The leaf that was reached: its first element's index, and its integers."""
+        self.inquiry: Inquiry | None = None
 
     @property
     def turn(self) -> Party:
@@ -136,26 +125,9 @@ class Game:
         return self.cell
 
     @property
-    def block(self) -> tuple[int, list[int]]:
-        """The leaf that was reached: its first element's index, and its integers."""
-        return self._first, self._block
-
-    @property
-    def parts(self) -> list[Total]:
-        """What the parts shown last are asserted to make."""
-        return [total for _, total in self._cut]
-
-    @property
     def previous(self) -> bytes:
         """What the next move names as its predecessor."""
         return self.moves[-1].digest(self.id) if self.moves else self.id
-
-    @property
-    def step(self) -> Step:
-        """The step type of the tensor in dispute."""
-        assert self.tensor is not None
-        assert self.tensor.step is not None
-        return self.tensor.step
 
     def expire(self, now_ms: int) -> None:
         """End the game if the party whose turn it is took too long."""
@@ -203,7 +175,7 @@ class Game:
         return False
 
     def _convict(self, party: Party, reason: Reason, message: str) -> None:
-        tensor = self.tensor
+        tensor, inquiry = self.tensor, self.inquiry
         step = "" if tensor is None or tensor.step is None else type(tensor.step).kind
         self.conviction = Conviction(
             party,
@@ -213,7 +185,7 @@ class Game:
             self.cell,
             "" if tensor is None else tensor.name,
             step,
-            self.element,
+            None if inquiry is None else inquiry.element,
         )
 
     def _play(self, body: Body) -> str | None:
@@ -234,15 +206,8 @@ class Game:
                 return self._open_block(payload)
             case "element", Choose(index):
                 return self._choose_element(index)
-            case "open", Open(openings):
-                return self._open(body)
-            case "split", Split(parts):
-                return self._split(parts)
-            case "part", Choose(index):
-                if not 0 <= index < len(self._cut):
-                    return f"there are {len(self._cut)} parts to choose from"
-                self.span, self.asserted = self._cut[index]
-                return self._proceed()
+            case "open" | "split" | "part", _ if self.inquiry is not None:
+                return self._inquire(self.inquiry, body)
             case _:
                 return f"{type(body).__name__} is no move of phase '{self.phase}'"
 
@@ -357,139 +322,37 @@ class Game:
         problem = self.hashes.add(slot, Opening(0, 0, payload, b""))
         if problem is not None:
             return problem
-        self._first, self._block = block * each, decode_block(payload, self.tensor.format)
+        self.block = block * each, decode_block(payload, self.tensor.format)
         self.phase = "element"
-        return self._choose_element(0) if len(self._block) == 1 else None
+        return self._choose_element(0) if len(self.block[1]) == 1 else None
 
     def _choose_element(self, index: int) -> str | None:
-        if not 0 <= index < len(self._block):
-            return f"the leaf has {len(self._block)} elements"
-        self.element, self.value = self._first + index, self._block[index]
-        length = self.step.length(self.element)
-        self.span = (0, length) if length else None
-        return self._proceed()
-
-    def sources(self) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
-        """What the step needs as far as it is known: `fixed`, and terms of the last chunk.
-
-        Raises:
-            Wrong: the terms that the fixed part names do not exist.
-        """
-        assert self.element is not None
-        fixed = self.step.fixed(self.element)
-        span = self.span
-        if span is None or span[1] - span[0] > self.step.chunk or self.missing(fixed):
-            return fixed, ()
-        terms = self.step.terms(self.element, *span, self.read(fixed))
-        return fixed, terms
-
-    def missing(self, sources: tuple[Source, ...]) -> tuple[Slot, ...]:
-        """Leaves of some sources that were not opened yet."""
+        first, values = self.block
+        if not 0 <= index < len(values):
+            return f"the leaf has {len(values)} elements"
         assert self.program is not None
-        slots = [slot for s in sources for slot in self.layout.slots(self.program, s)]
-        return tuple(dict.fromkeys(s for s in slots if s not in self.hashes.leaves))
+        assert self.tensor is not None
+        self.inquiry = Inquiry(
+            self.layout, self.hashes, self.program, self.tensor, first + index, values[index]
+        )
+        return self._follow(self.inquiry)
 
-    def read(self, sources: tuple[Source, ...]) -> Values:
-        """The integers of sources whose leaves are known."""
-        assert self.program is not None
-        out: list[list[int]] = []
-        for source in sources:
-            slots = self.layout.slots(self.program, source)
-            leaves = [self.hashes.leaves[slot] for slot in slots]
-            out.append(self.layout.read(self.program, source, leaves))
-        return out
+    def _inquire(self, inquiry: Inquiry, body: Body) -> str | None:
+        match inquiry.phase, body:
+            case "open", Open(openings):
+                problem = inquiry.open(openings)
+            case "split", Split(parts):
+                problem = inquiry.split(parts)
+            case "part", Choose(index):
+                problem = inquiry.choose(index)
+            case _:
+                return f"{type(body).__name__} is no move of phase '{inquiry.phase}'"
+        return problem if problem is not None else self._follow(inquiry)
 
-    def _proceed(self) -> str | None:
-        """Ask for what the step needs next, or judge it."""
-        assert self.element is not None
-        step, span = self.step, self.span
-        try:
-            fixed, terms = self.sources()
-            self.needed = self.missing(fixed + terms)
-        except Wrong as error:
-            self._convict("defender", "false_step", str(error))
-            return None
-        if self.needed:
-            if self.phase != "open" or not self._opening:
-                self._opening, self._opens = True, 0
-                self._anchored.clear()
-                count = len(self.needed)
-                self._most_opens = count + 2 if count <= 8 else count // 2 + 3
-            self.phase = "open"
-            return None
-        self._opening = False
-        values = self.read(fixed)
-        if span is not None and span[1] - span[0] > step.chunk:
-            self.phase = "split"
-            return None
-        if span is None:
-            problem = judge_total(step, self.element, self.value, (), values)
-        elif self.asserted is not None:
-            problem = judge_part(
-                step, self.element, self.value, span, self.asserted, values, self.read(terms)
-            )
-        else:
-            problem = self._judge_whole(span, values, self.read(terms))
-        where = f"element {self.element} of '{self._tensor_name()}' in {self.cell}"
-        if problem is None:
-            self._convict("challenger", "false_challenge", f"{where} is right")
-        else:
-            self._convict("defender", "false_step", f"{where}: {problem}")
-        return None
-
-    def _tensor_name(self) -> str:
-        return "" if self.tensor is None else self.tensor.name
-
-    def _judge_whole(self, span: tuple[int, int], fixed: Values, terms: Values) -> str | None:
-        assert self.element is not None
-        try:
-            total = self.step.partial(self.element, self.value, *span, fixed, terms)
-        except (Wrong, ArithmeticError, IndexError, ValueError) as error:
-            return f"no such part can be: {error}"
-        return judge_total(self.step, self.element, self.value, total, fixed)
-
-    def _open(self, body: Open) -> str | None:
-        self._opens += 1
-        if not body.openings or self._opens > self._most_opens:
-            return "too little was opened"
-        needed = self.needed
-        for opening in body.openings:
-            if opening.slot >= len(needed):
-                return f"{len(needed)} leaves are needed"
-            slot = needed[opening.slot]
-            if slot in self.hashes.leaves:
-                return "a leaf was opened twice"
-            if opening.skip and slot in self._anchored:
-                return "a node above that leaf was opened before"
-            if opening.skip:
-                self._anchored.add(slot)
-            problem = self.hashes.add(slot, opening)
-            if problem is not None:
-                return problem
-        return self._proceed()
-
-    def _split(self, parts: tuple[Total, ...]) -> str | None:
-        assert self.span is not None
-        assert self.element is not None
-        ranges = parts_of(*self.span, self.step.chunk)
-        if len(parts) != len(ranges):
-            return f"{len(ranges)} parts were to be shown"
-        if self.asserted is not None:
-            problem = judge_combination(self.step, parts, self.asserted)
-        else:
-            problem = self._judge_parts(parts)
-        if problem is not None:
-            self._convict("defender", "false_step", problem)
-            return None
-        self._cut = list(zip(ranges, parts, strict=True))
-        self.phase = "part"
-        return None
-
-    def _judge_parts(self, parts: tuple[Total, ...]) -> str | None:
-        assert self.element is not None
-        try:
-            total = self.step.combine(parts)
-        except (ArithmeticError, ValueError) as error:
-            return f"the parts do not combine: {error}"
-        fixed = self.read(self.step.fixed(self.element))
-        return judge_total(self.step, self.element, self.value, total, fixed)
+    def _follow(self, inquiry: Inquiry) -> None:
+        """Take over where the inquiry stands."""
+        self.phase, finding = inquiry.phase, inquiry.finding
+        if finding is not None and finding.right:
+            self._convict("challenger", "false_challenge", finding.message)
+        elif finding is not None:
+            self._convict("defender", "false_step", finding.message)

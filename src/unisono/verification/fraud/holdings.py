@@ -140,7 +140,7 @@ class Holdings:
         """From a leaf to below the top of its tree: each node and its sibling, which at the
         right edge of a sealed tree may be missing."""
         if slot.tree in ("grid", "trace"):
-            places = [(slot.depth - k, slot.index >> k) for k in range(slot.depth)]
+            places = [(slot.depth - k, slot.place >> k) for k in range(slot.depth)]
             return [
                 (
                     self.node(cell, slot.tree, depth, index),
@@ -152,8 +152,8 @@ class Holdings:
             tree = self._rows[slot.tree]
         else:
             tree, _ = self.trees.of(slot.tree.removeprefix("weights/"))
-        path, node = tree.path(slot.index), slot.hash(payload)
-        index, last, at = slot.index, slot.last, 0
+        path, node = tree.path(slot.place), slot.hash(payload)
+        index, last, at = slot.place, slot.last, 0
         out: list[tuple[bytes, bytes | None]] = []
         for _ in range(slot.depth):
             if index & 1 or index != last:
@@ -176,7 +176,7 @@ class Holdings:
         if isinstance(source, WeightRef):
             tree, parts = self.trees.of(source.tensor)
             each = len(tree) // parts[0].shape[0] if len(parts) == 2 else len(tree)
-            return tiles.leaf_bytes(parts, source.row, slot.index - source.row * each)
+            return tiles.leaf_bytes(parts, source.row, slot.place - source.row * each)
         assert isinstance(source, Ref)
         if source.cell is not None:
             tensor = next(t for t in self.hop.kept(source.cell.stage) if t.name == source.tensor)

@@ -79,17 +79,17 @@ class Defender(_Player):
 
     def _openings(self, game: Game) -> Open:
         assert game.cell is not None
-        fixed, terms = game.sources()
-        program = game.hop.program(game.cell)
+        assert game.inquiry is not None
+        program, needed = game.hop.program(game.cell), game.inquiry.needed
         leaves: dict[Slot, bytes] = {}
-        for source in fixed + terms:
+        for source in game.inquiry.sources():
             for number, slot in enumerate(game.layout.slots(program, source)):
-                if slot in game.needed:
+                if slot in needed:
                     leaves[slot] = self.holdings.leaf(game.cell, source, number, slot)
         chosen: list[Opening] = []
         left = room() - len(canonical(Open(())))
         known = game.hashes.copy()
-        for number, slot in enumerate(game.needed):
+        for number, slot in enumerate(needed):
             opening = self._opening(game.cell, known, number, slot, leaves[slot])
             if len(canonical(opening)) > left:
                 if chosen:
@@ -121,12 +121,13 @@ class Defender(_Player):
 
 
 def _totals(holdings: Holdings, game: Game) -> list[Total]:
-    assert game.cell is not None
-    assert game.element is not None
-    assert game.span is not None
+    inquiry = game.inquiry
+    assert inquiry is not None
+    assert inquiry.span is not None
+    cell, step = game.cell_in_dispute, inquiry.step
     return [
-        holdings.total(game.layout, game.cell, game.step, game.element, game.value, part)
-        for part in parts_of(*game.span, game.step.chunk)
+        holdings.total(game.layout, cell, step, inquiry.element, inquiry.value, part)
+        for part in parts_of(*inquiry.span, step.chunk)
     ]
 
 
@@ -156,7 +157,8 @@ class Challenger(_Player):
                 differ = (i for i, x in enumerate(theirs) if x != int(mine[first + i]))
                 return Choose(next(differ, 0))
             case "part":
-                pairs = zip(_totals(self.holdings, game), game.parts, strict=True)
+                assert game.inquiry is not None
+                pairs = zip(_totals(self.holdings, game), game.inquiry.parts, strict=True)
                 return Choose(next((i for i, (a, b) in enumerate(pairs) if a != b), 0))
             case _:
                 raise ValueError(f"the challenger has no move in phase '{game.phase}'")

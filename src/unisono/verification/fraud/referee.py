@@ -47,7 +47,7 @@ class Slot(NamedTuple):
 
     tree: str
     depth: int
-    index: int
+    place: int
     last: int
     """The index of the last leaf of the tree at this depth."""
     size: int
@@ -64,12 +64,12 @@ class Sealed(NamedTuple):
     """The root of a tree of `unisono.merkle`."""
 
     domain: str
-    count: int
+    leaves: int
     root: bytes
 
     def holds(self, top: bytes) -> bool:
         """Whether a top is the one that was sealed."""
-        return seal(self.domain, self.count, top) == self.root
+        return seal(self.domain, self.leaves, top) == self.root
 
 
 def sealed_roots(subject: Subject) -> dict[str, Sealed]:
@@ -106,7 +106,7 @@ class Hashes:
         if len(opening.payload) != (HASH if opening.skip else slot.size):
             return f"the opened bytes are {len(opening.payload)}, of a leaf of {slot.size}"
         node = opening.payload if opening.skip else slot.hash(opening.payload)
-        depth, index = slot.depth - opening.skip, slot.index >> opening.skip
+        depth, index = slot.depth - opening.skip, slot.place >> opening.skip
         last, at = slot.last >> opening.skip, 0
         found: dict[tuple[str, int, int], bytes] = {}
         while True:
@@ -141,7 +141,7 @@ class Hashes:
     def ancestor(self, slot: Slot) -> int:
         """The depth of the deepest known node above a leaf, itself included; 0 if none is."""
         for depth in range(slot.depth, 0, -1):
-            if (slot.tree, depth, slot.index >> (slot.depth - depth)) in self.nodes:
+            if (slot.tree, depth, slot.place >> (slot.depth - depth)) in self.nodes:
                 return depth
         return 0
 

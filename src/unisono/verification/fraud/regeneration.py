@@ -74,8 +74,9 @@ class Context:
 
     def matrix(self, name: str) -> Matrix:
         """A matrix; a tied output matrix is stored with the embedding or as the head."""
-        stored = self.weight(name)
-        return Matrix.on("cpu", self.weights.head if stored is None else stored)
+        stored = self.weight(name) or self.weights.head
+        assert stored is not None
+        return Matrix.on("cpu", stored)
 
 
 def regenerate(program: Program, context: Context, given: dict[str, Array]) -> dict[str, Array]:

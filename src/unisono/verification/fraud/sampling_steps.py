@@ -2,9 +2,9 @@
 
 Filters become bounds. Tokens are ordered by a key, unique and ascending from the best:
 `min(below, 2**42) << 20 | id`. Top-k keeps the tokens up to `top_k.bound`, the k-th key, and
-top-p those up to `nucleus.bound`, the last key of the nucleus. Neither bound can be computed from few
-inputs, but each is the only number that satisfies a relation of sums over all tokens, and sums
-can be split.
+top-p those up to `nucleus.bound`, the last key of the nucleus. Neither bound can be computed from
+few inputs, but each is the only number that satisfies a relation of sums over all tokens, and
+sums can be split.
 """
 
 from __future__ import annotations

@@ -89,7 +89,8 @@ class LightAudit:
 
     def summons(self) -> Summons:
         """The first message: commit to your trace."""
-        return Summons(claim_hash(self.claim))
+        begins = self.claim.layers.start == 0
+        return Summons(self.claim, self._tokens[: self.claim.positions] if begins else ())
 
     def challenges(self, commitment: TraceCommitment) -> list[Challenge]:
         """Draw what is to be opened, now that the trace is fixed.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -88,7 +88,7 @@ class _Products:
         return from_numpy(out)
 
     @contextmanager
-    def checked(self) -> Iterator[None]:
+    def checked(self) -> Generator[None]:
         """Check what was claimed inside; a wrong product goes before what follows from it."""
         try:
             yield

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from unisono.errors import PeerCheating
 from unisono.types import canonical, digest
-from unisono.wire.bounds import MAX_LAYERS, MAX_POSITIONS, Hash, MessageBase, Position
+from unisono.wire.bounds import MAX_LAYERS, MAX_POSITIONS, Hash, MessageBase, Position, TokenId
 from unisono.wire.claims import HopClaim
 
 MAX_CELLS = 4096
 """Cells, samples and heads of one challenge, each."""
 MAX_OPENING_BYTES = 64 << 20
 """The largest body of a frame."""
-MAX_SMALL_BYTES = 256 << 10
-"""Of every other message."""
+MAX_SMALL_BYTES = 8 << 20
+"""Of every other message: a summons holds the tokens of a whole context."""
 
 _Layer = Annotated[int, Meta(ge=0, lt=MAX_LAYERS)]
 _Signature = Annotated[bytes, Meta(max_length=64)]
@@ -46,9 +46,12 @@ _Cells = Annotated[tuple[CellName, ...], Meta(max_length=MAX_CELLS)]
 
 
 class Summons(MessageBase, frozen=True):
-    """An audit begins: commit to the trace of this claim."""
+    """An audit begins: commit to the trace of this claim, which you signed."""
 
-    claim: Hash
+    claim: HopClaim
+    tokens: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_POSITIONS)] = ()
+    """The tokens at the claim's positions, for a hop that begins the model; else none: such a hop
+    needs the rows that it kept."""
 
 
 class TraceCommitment(MessageBase, frozen=True):

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unisono.errors import PeerCheating
+from unisono.errors import PeerCheating, PeerRefused
 from unisono.merkle import leaf_hash
 from unisono.models import tiles
 from unisono.models.config import DecoderConfig
@@ -30,7 +30,7 @@ from unisono.numerics.fixed import reduce_rows
 from unisono.numerics.linear import Matrix, Vector, from_numpy, product
 from unisono.numerics.norm import rms_norm
 from unisono.numerics.tensors import INPUT_BITS
-from unisono.types import canonical, digest
+from unisono.types import ModelId, canonical, digest
 from unisono.verification.light.grid import Grid
 from unisono.verification.light.messages import (
     CellName,
@@ -51,7 +51,7 @@ from unisono.verification.light.messages import (
 from unisono.verification.light.steps import PRODUCTS, KeysValues, PlainLayer, Steps, residual_row
 from unisono.wire.claims import HopClaim, row_hash, token_hash
 from unisono.wire.identity import Identity
-from unisono.wire.mountain_range import MountainRange
+from unisono.wire.mountain_range import MountainRange, rows_root
 from unisono.wire.rows import encode_rows
 
 TRACE = "light-trace/1"
@@ -97,15 +97,13 @@ class Trace:
         self.positions = len(source)
         self._fixed = constants(config)
         self._embedding: Grid | None = None
+        self._tokens: tuple[int, ...] | None = None
         if isinstance(source, np.ndarray):
             rows = from_numpy(np.ascontiguousarray(source, dtype=np.int64))
-            self._tokens: tuple[int, ...] | None = None
-            hashes = row_hashes(_numpy(rows))
         else:
             self._tokens = tuple(source)
             rows = self._embedded(self._tokens)
-            hashes = [token_hash(t) for t in self._tokens]
-        self._in = MountainRange(hashes)
+        self._in = MountainRange(_hashes(source))
         self._rows = [rows]
         self._held: list[KeysValues] = []
         self._steps: list[Steps] = []
@@ -282,19 +280,54 @@ class Trace:
 
 
 class Responder:
-    """A node that answers one claim's audit. It speaks no network: bytes in, bytes out."""
+    """A node that answers one claim's audit. It speaks no network: messages in, bytes out."""
 
     def __init__(self, claim: HopClaim, trace: Trace, identity: Identity) -> None:
         self._claim, self._trace, self._identity = claim_hash(claim), trace, identity
 
-    def commit(self, summons: Summons) -> TraceCommitment:
-        """Commit to the trace.
+    @classmethod
+    def summoned(
+        cls,
+        summons: Summons,
+        identity: Identity,
+        model: ModelId,
+        config: DecoderConfig,
+        weights: BlockWeights,
+        rows: Rows | None = None,
+    ) -> Responder:
+        """Regenerate what a summons is about; takes seconds.
+
+        Args:
+            weights: of the claim's layers.
+            rows: the rows that came in, int64 [positions, hidden], unless the block begins the
+                model.
 
         Raises:
-            PeerCheating: the summons is for another claim.
+            PeerCheating: the claim is not one that this node signed, or the tokens are not those
+                that it answered.
+            PeerRefused: it is of another model or of other layers than those given here, or what
+                came in is not known any more.
         """
-        if summons.claim != self._claim:
-            raise PeerCheating(f"an audit of claim {summons.claim[:16]}…, not of this one")
+        claim = summons.claim
+        if claim.node != identity.node_id or not claim.signature_is_good():
+            raise PeerCheating("a summons with a claim that this node did not sign")
+        if (claim.model, claim.layers) != (model, weights.layers):
+            raise PeerRefused(
+                f"layers {claim.layers} of model {claim.model[:12]}… are not here", "not_held"
+            )
+        source: Sequence[int] | Rows | None = rows
+        if claim.layers.start == 0:
+            source = summons.tokens
+            if not all(t < config.vocabulary_size for t in source):
+                raise PeerCheating("a summons with a token outside the vocabulary")
+        if source is None:
+            raise PeerRefused("the rows that came in were not kept", "gone")
+        if len(source) != claim.positions or rows_root(_hashes(source)) != claim.rows_in:
+            raise PeerCheating("a summons with other tokens, or rows, than those that came in")
+        return cls(claim, Trace(config, weights, source), identity)
+
+    def commit(self) -> TraceCommitment:
+        """Commit to the trace: the answer to the summons."""
         made = TraceCommitment(self._claim, self._trace.root)
         return msgspec.structs.replace(made, signature=self._identity.sign(made.signed_bytes()))
 
@@ -317,6 +350,13 @@ class Responder:
         )
         signature = self._identity.sign(made.signed_bytes())
         return canonical(msgspec.structs.replace(made, signature=signature))
+
+
+def _hashes(source: Sequence[int] | Rows) -> list[bytes]:
+    """What the claim's rows in commit to, position by position."""
+    if isinstance(source, np.ndarray):
+        return row_hashes(source)
+    return [token_hash(t) for t in source]
 
 
 def _taken_apart(layer: LayerWeights) -> tuple[PlainLayer, dict[str, Matrix]]:

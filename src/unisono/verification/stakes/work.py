@@ -25,7 +25,7 @@ PASS_ROWS = 256
 """Rows of one pass."""
 BATCH_ROWS = 4096
 """Rows of the tasks that are replayed side by side: bounds the pages that they hold."""
-_DRAWS = 32
+_DRAWS = 64
 
 
 @dataclass(frozen=True, slots=True)

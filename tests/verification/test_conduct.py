@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unisono.verification.conduct import (
+    FAMILIAR,
+    GRAVITY,
+    ROUTING_BLAME,
+    SOUND_HALF_LIFE,
+    STRANGER,
+    UNSOUND_HALF_LIFE,
+    after,
+    after_all,
+    excluded,
+    fade,
+    trust,
+)
+from unisono.verification.stakes.faults import PROVABLE
+
+DAY = 86_400.0
+histories = st.lists(
+    st.tuples(st.floats(0, 1000 * DAY), st.sampled_from(sorted(GRAVITY))), max_size=40
+).map(sorted)
+
+
+def test_a_stranger_has_no_trust_and_nothing_against_it() -> None:
+    assert trust(STRANGER, 5.0) == 0.0
+    assert not excluded(STRANGER, 5.0)
+
+
+def test_trust_is_earned_by_verified_answers_and_fades() -> None:
+    conduct = after_all((0.0, "verified") for _ in range(int(FAMILIAR)))
+    assert trust(conduct, 0.0) == 0.5
+    assert trust(conduct, SOUND_HALF_LIFE) == 1 / 3
+
+
+def test_one_conviction_outweighs_any_past_for_months() -> None:
+    conduct = after_all((0.0, "verified") for _ in range(5000))
+    assert trust(conduct, 0.0) > 0.95
+    guilty = after(conduct, "convicted", 0.0)
+    assert trust(guilty, 0.0) < 0.5
+    assert excluded(guilty, 0.0)
+    assert excluded(guilty, 2 * UNSOUND_HALF_LIFE)
+    assert not excluded(guilty, 3 * UNSOUND_HALF_LIFE)
+
+
+def test_every_fault_that_can_be_proven_excludes_but_a_vote_against_the_many() -> None:
+    for kind in PROVABLE - {"dissent"}:
+        assert excluded(after(STRANGER, kind, 0.0), 0.0)
+    for kind in GRAVITY.keys() - PROVABLE - {"convicted"} | {"dissent"}:
+        assert not excluded(after(STRANGER, kind, 0.0), 0.0)
+
+
+@given(histories, st.floats(0, 2000 * DAY))
+def test_trust_is_a_share_and_only_falls_while_nothing_happens(
+    history: list[tuple[float, str]], later: float
+) -> None:
+    conduct = after_all(history)
+    assert 0.0 <= trust(conduct, conduct.at) < 1.0
+    assert fade(conduct, conduct.at) == conduct
+    assert fade(conduct, conduct.at + later).sound <= conduct.sound
+    assert fade(conduct, conduct.at - later) == conduct  # a clock that was set back
+
+
+@given(histories)
+def test_no_fault_ever_helps(history: list[tuple[float, str]]) -> None:
+    conduct = after_all(history)
+    before = trust(conduct, conduct.at)
+    for kind, gravity in GRAVITY.items():
+        then = trust(after(conduct, kind, conduct.at), conduct.at)
+        assert then >= before if gravity == 0 else then <= before
+
+
+def test_those_who_route_get_a_figure_for_every_finding() -> None:
+    assert ROUTING_BLAME.keys() == GRAVITY.keys()
+    assert max(ROUTING_BLAME.values()) == ROUTING_BLAME["convicted"] == 64.0
