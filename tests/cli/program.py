@@ -27,7 +27,7 @@ def unisono(*arguments: str | Path, seconds: float = 100) -> subprocess.Complete
 def answered(*arguments: str | Path) -> dict[str, Any]:
     """The JSON object that a verb which succeeds prints."""
     done = unisono(*arguments, "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, (done.stdout, done.stderr)
     return json.loads(done.stdout)
 
 

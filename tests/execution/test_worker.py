@@ -537,6 +537,7 @@ BAD_ROWS: dict[str, tuple[tuple[Rows, bytes], str]] = {
     "rows of an answer without their tokens": (rows_of(0, 5), "position 4 without its token"),
     "rows past the session": (rows_of(0, 13), "in a session of 12 positions"),
     "rows of another width": (rows_of(0, 2, hidden=32), "128 values of 3 low bytes"),
+    "rows of tokens that are none": (rows_of(4, 1, [320]), "outside the vocabulary"),
     "rows with a byte too many": ((rows_of(0, 2)[0], bytes(385)), "384 bytes; got 385"),
     "a width that is none": (altered(rows_of(0, 2), widths=b"\x04\x05"), "widths of rows"),
     "rows wider than they need to be": (

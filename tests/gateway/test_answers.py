@@ -130,8 +130,8 @@ async def test_hops_that_take_too_long_to_sign_do_not_hold_up_the_answer() -> No
 
         original = type(gateway.network).open
 
-        async def open_slow(request: Any, *, top_logprobs: int = -1) -> Any:
-            answer = await original(gateway.network, request, top_logprobs=top_logprobs)
+        async def open_slow(request: Any, **options: Any) -> Any:
+            answer = await original(gateway.network, request, **options)
             answer.finish = lambda tokens: never(answer, tokens)
             return answer
 

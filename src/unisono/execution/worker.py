@@ -265,6 +265,9 @@ class Worker:
                         f"rows up to position {message.position + len(message.widths) - 1} in a "
                         f"session of {session.opened.positions} positions"
                     )
+                vocabulary = self._engine.decoder.config.vocabulary_size
+                if any(token >= vocabulary for token in message.tokens):
+                    raise PeerCheating(f"rows with tokens outside the vocabulary of {vocabulary}")
                 session.inbox.put(ArrivedRows.of(message, body, hidden))
             except PeerCheating as error:
                 session.give_up_previous(error)

@@ -112,7 +112,9 @@ class Watch:
 
     def _look(self) -> None:
         now = self._clock.monotonic()
-        if self._looked is None or now - self._looked >= self._fresh:
+        # while nobody is known the network may begin any moment
+        fresh = self._fresh if self._attendance.present else SOON_SECONDS
+        if self._looked is None or now - self._looked >= fresh:
             self._looked = now
             self._attendance.observe(self._network.nodes())
             self._conditions.clear()

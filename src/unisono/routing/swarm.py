@@ -136,9 +136,14 @@ class Swarm:
     def nodes(self) -> tuple[NodeStatus, ...]:
         """See `Network.nodes`."""
         return tuple(
-            status_of(r, alive=alive, rtt_us=int(self.experience.links.round_trip(r) * 1e6))
+            status_of(r, alive=alive, rtt_us=self._round_trip_us(r.node))
             for r, alive in self.members.known()
         )
+
+    def _round_trip_us(self, node: NodeId) -> int:
+        """As measured; 0 if it was not."""
+        measured = self.experience.links.measured(node)
+        return 0 if measured is None else int(measured.mean * 1e6)
 
     async def keep_warm(self) -> None:
         """Keep links with the nodes that will be asked next and with their standbys, until
