@@ -23,6 +23,8 @@ from unisono.models.native_decoder import NativeDecoder
 from unisono.models.store import ModelStore, StoredModel
 from unisono.observe import speed
 from unisono.types import LayerRange, Sampling
+from unisono.wire.claims import rows_root, token_hash
+from unisono.wire.identity import Identity
 
 PROMPT = "The most beautiful thing about the sea is"
 
@@ -69,27 +71,34 @@ def run_network(nodes: int, threads: int, tokens: int = 128) -> dict[str, Any]:
 
 
 def commitments(made: NativeDecoder, streams: int, on: bool, tokens: int = 64) -> float:
-    """Tokens per second of an engine, with or without the encoding and hashing of its rows."""
+    """Tokens per second of an engine, with or without what commitments take: rows are encoded and
+    hashed on their way in and out, and at the end of each answer two roots are made and signed."""
     hashed, encoded = engine_module.row_hash, engine_module.encode_rows
     if not on:
         engine_module.row_hash = lambda _row: b""
         engine_module.encode_rows = lambda rows: (b"", [memoryview(b"")] * len(rows))
     try:
-        return asyncio.run(_engine_rate(made, streams, tokens))
+        return asyncio.run(_engine_rate(made, streams, tokens, on))
     finally:
         engine_module.row_hash, engine_module.encode_rows = hashed, encoded
 
 
-async def _engine_rate(made: NativeDecoder, streams: int, tokens: int) -> float:
+async def _engine_rate(made: NativeDecoder, streams: int, tokens: int, on: bool) -> float:
     engine = Engine(_Borrowed(made))  # type: ignore[arg-type]
     greedy = Draw(Sampling(), np.zeros(0, dtype=np.int32), 0)
+    identity = Identity.generate()
 
     async def stream(number: int) -> None:
         cache, token = engine.decoder.new_cache(tokens + 1), 5 + number
+        came, went = list[bytes](), list[bytes]()
         for position in range(tokens):
-            result = await engine.step(cache, position, (token,), greedy)
-            assert result.token is not None
-            token = result.token.token
+            incoming = token_hash(token) if on else b""
+            result = await engine.step(cache, position, (token,), (greedy,))
+            came.append(incoming)
+            went.extend(result.hashes)
+            token = result.tokens[0].token
+        if on:
+            identity.sign(f"{rows_root(came)}{rows_root(went)}".encode())
         engine.release(cache)
 
     started = time.perf_counter()

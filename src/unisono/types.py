@@ -19,7 +19,7 @@ NodeId = NewType("NodeId", str)
 """64 lowercase hex digits: the node's ed25519 public key."""
 
 ModelId = NewType("ModelId", str)
-"""64 lowercase hex digits: SHA-256 of the model's manifest."""
+"""64 lowercase hex digits: the root over all fields of the model (`models.fields`)."""
 
 SessionId = NewType("SessionId", str)
 """32 lowercase hex digits, drawn at random by the gateway for one attempt at one request."""

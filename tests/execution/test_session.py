@@ -84,32 +84,33 @@ def sampled(position: int, *tokens: int) -> list[SampledToken]:
 
 def test_a_claim_covers_what_gave_the_accepted_tokens_and_no_more() -> None:
     hop = session(2, computed=6, answer=(10, 11, 12, 13))
-    claim = hop.claim(2, NODE)
+    claim = hop.claim(2, NODE, 7)
     assert claim.positions == 4  # three of the prompt, and the first token, which gave the second
     assert claim.rows_in == rows_root(hop.in_hashes[:4])
     assert claim.rows_out == rows_root(hop.out_hashes[:4])
     assert claim.out_tags == b"".join(h[:3] for h in hop.out_hashes[:4])
     assert claim.tokens == tokens_root((10, 11))
     assert claim.node == NODE.node_id
+    assert claim.epoch == 7
     assert claim.signature_is_good()
 
 
 @pytest.mark.parametrize("hop", [0, 1])
 def test_only_the_last_hop_signs_tokens(hop: int) -> None:
-    assert session(hop, computed=6, answer=(10, 11, 12, 13)).claim(2, NODE).tokens == ""
+    assert session(hop, computed=6, answer=(10, 11, 12, 13)).claim(2, NODE, 7).tokens == ""
 
 
 @pytest.mark.parametrize("hop", [0, 1, 2])
 @pytest.mark.parametrize("tokens", [0, -1, 3])
 def test_nothing_is_signed_that_was_not_computed(hop: int, tokens: int) -> None:
     with pytest.raises(PeerRefused) as refusal:
-        session(hop, computed=4, answer=(10, 11)).claim(tokens, NODE)
+        session(hop, computed=4, answer=(10, 11)).claim(tokens, NODE, 7)
     assert refusal.value.code == "not_computed"
 
 
 def test_a_row_whose_token_was_not_sampled_is_not_signed_as_an_answer() -> None:
     with pytest.raises(PeerRefused, match="only 1 tokens were sampled"):
-        session(2, computed=4, answer=(10,)).claim(2, NODE)
+        session(2, computed=4, answer=(10,)).claim(2, NODE, 7)
 
 
 def test_an_answer_ends_with_a_stop_token_or_at_its_length() -> None:

@@ -606,7 +606,8 @@ async def test_rows_that_come_twice_replace_those_that_came_before(
         await hop.send_rows(rows_of(4, 1, [first.token]))
         (second,) = await hop.control.tokens(1)
         whole = await claimed(hop.control, 2)
-        await hop.control.send(Close(SESSION))
+        await hop.control.close()
+    async with tiny_network(tiny_models.llama, 2) as net:  # a session is signed for once
         again = await between(net, 1)
         await again.send_rows(rows_of(0, 2), rows_of(0, 2), altered(rows_of(7, 3), position=1))
         await again.send_rows(rows_of(2, 2), rows_of(1, 3))
@@ -618,7 +619,6 @@ async def test_rows_that_come_twice_replace_those_that_came_before(
             assert (await claimed(again.control, 2)).rows_out == whole.rows_out
         assert second.position == 5
         await again.control.close()
-        await hop.control.close()
         await serves(net)
 
 
@@ -636,8 +636,8 @@ async def test_rows_behind_a_wrong_guess_change_no_token_and_no_claim(
             truth += await hop.control.tokens(1)
         whole = await claimed(hop.control, 6)
         await hop.control.close()
-        await net.idle()
 
+    async with tiny_network(tiny_models.llama, 2) as net:  # a session is signed for once
         hop = await between(net, 1)
         await hop.send_rows(rows_of(0, 4))
         ids = [t.token for t in truth]

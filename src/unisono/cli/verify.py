@@ -63,12 +63,14 @@ def verify(
     from unisono.cli.replay import replay_receipt, show_verdict
     from unisono.cli.terminal import err
     from unisono.errors import ReceiptError
+    from unisono.verification.packed import MAGIC, unpack
     from unisono.verification.receipt import read_json, to_json
     from unisono.verification.unverified import UnverifiedReceipt
     from unisono.verification.verdict import Verdict
 
     try:
-        read = read_json(_read(receipt, api_key))
+        data = _read(receipt, api_key)
+        read = unpack(data) if data.startswith(MAGIC) else read_json(data)
     except ReceiptError as error:
         if as_json:
             _print_json({"verdict": "INCONCLUSIVE", "message": str(error), "receipt_id": None})

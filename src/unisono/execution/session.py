@@ -282,8 +282,8 @@ class HopSession:
         for task in tuple(self.tasks):
             task.cancel()
 
-    def claim(self, tokens: int, identity: Identity) -> HopClaim:
-        """Sign the part of the answer that ends with its `tokens`-th token.
+    def claim(self, tokens: int, identity: Identity, epoch: int) -> HopClaim:
+        """Sign, in this epoch, the part of the answer that ends with its `tokens`-th token.
 
         Raises:
             PeerRefused: this hop has not computed that far.
@@ -311,5 +311,6 @@ class HopSession:
             rows_out=rows_root(out),
             out_tags=b"".join(h[:TAG_BYTES] for h in out),
             tokens=tokens_root(answer) if self.is_last else "",
+            epoch=epoch,
         )
         return unsigned.signed_by(identity)

@@ -21,6 +21,7 @@ from unisono.execution.early import EarlyMessages
 from unisono.execution.engine import Engine
 from unisono.execution.flow import Flow
 from unisono.execution.session import ArrivedRows, HopSession
+from unisono.execution.signed import SignedClaims
 from unisono.models.cache import PAGE
 from unisono.types import ModelId, NodeId, PeerAddress, SessionId
 from unisono.wire.frames import decode_frame, encode_frame
@@ -82,6 +83,7 @@ class Worker:
         self._sessions: dict[SessionId, HopSession] = {}
         self._early = EarlyMessages(self._clock)
         self._past = PastAnswers()
+        self._signed = SignedClaims(identity, self._clock)
         self._links = Links(transport, self._clock, self._receive, self._lost)
         self._sequence = 0
         self.leaving = False
@@ -211,8 +213,8 @@ class Worker:
                 f"{opened.layers} of {opened.model[:12]}…",
                 "not_held",
             )
-        if opened.session in self._sessions:
-            raise PeerRefused("the session is open already", "duplicate")
+        if opened.session in self._sessions or opened.session in self._signed:
+            raise PeerRefused("the session is or was open already", "duplicate")
         if opened.positions > config.context_length:
             raise PeerRefused(
                 f"{opened.positions} positions exceed the context of {config.context_length}",
@@ -331,8 +333,11 @@ class Worker:
             session.control.post(Refused("malformed", problem, session.id))
             return
         try:
-            claim = session.claim(tokens, self._identity)
-        except PeerRefused:
+            claim = self._signed.sign(session, tokens)
+        except PeerRefused as refusal:
+            if refusal.code == "signed":
+                session.control.post(Refused(refusal.code, str(refusal), session.id))
+                return
             session.progressed = lambda: self._finish(session, tokens)
             return
         session.progressed = lambda: None

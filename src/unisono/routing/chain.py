@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from unisono.clock import Clock, SystemClock
 from unisono.errors import PeerCheating, PeerGone, PeerRefused, WireError
 from unisono.types import (
     GenerationRequest,
@@ -20,7 +21,7 @@ from unisono.types import (
     is_complete,
     request_hash,
 )
-from unisono.wire.claims import HopClaim, tokens_root
+from unisono.wire.claims import HopClaim, epoch_is_due, tokens_root
 from unisono.wire.link import Link, Links
 from unisono.wire.messages import (
     Claimed,
@@ -87,6 +88,7 @@ class Chain:
         top_logprobs: int,
         *,
         draft: bool = True,
+        clock: Clock | None = None,
     ) -> None:
         """`draft`: whether the first hop may guess tokens ahead."""
         self._links_of_gateway = links
@@ -96,6 +98,7 @@ class Chain:
         self._generated = list(generated)
         self._top_logprobs = top_logprobs
         self._draft = draft
+        self._clock = clock or SystemClock()
         self.session = SessionId(secrets.token_hex(16))
         self.lost: dict[int, HopLost] = {}
         """Hops that have to be replaced, by index."""
@@ -336,6 +339,7 @@ class Chain:
             and claim.gateway == self._gateway
             and claim.model == self._request.model
             and claim.request == request_hash(self._request)
+            and epoch_is_due(claim.epoch, self._clock.now())
             and claim.positions == len(self._request.prompt) + tokens - 1
             and claim.tokens == (tokens_root(self._generated[:tokens]) if last else "")
         )

@@ -262,6 +262,7 @@ class Swarm:
                 generated,
                 top_logprobs,
                 draft=self.settings.draft,
+                clock=self.clock,
             )
             trial = self.experience.trial(path, costs, positions, keys=keys)
             attempt = Attempt(chain, trial)

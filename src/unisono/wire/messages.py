@@ -231,6 +231,7 @@ class Claimed(MessageBase, frozen=True):
         check(0 <= claim.hop < MAX_HOPS, f"hop {claim.hop}")
         check_layers(claim.layers, empty=False)
         check(0 <= claim.positions <= MAX_POSITIONS, f"{claim.positions} positions")
+        check(0 <= claim.epoch < 1 << 40, f"epoch {claim.epoch}")
         check(len(claim.out_tags) <= TAG_BYTES * claim.positions, "more tags than positions")
         check(len(claim.signature) == SIGNATURE_BYTES, "the claim is not signed")
 

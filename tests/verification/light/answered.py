@@ -71,7 +71,7 @@ class Answered:
             session=SessionId("00" * 16),
             request="11" * 32,
             gateway=NodeId("22" * 32),
-            model=MODEL,
+            model=ModelId(changes.get("model", MODEL)),
             node=KEY.node_id,
             hop=0,
             layers=trace.layers,
@@ -142,3 +142,15 @@ def answered(
     finally:
         decoder.close()
     return Answered(config, secrets, weights, request, tuple(known[len(prompt) :]), seed)
+
+
+def caught(verdict: LightVerdict, operator: str, layer: int | None = None) -> None:
+    """The verdict names this operator, its layer, and the node."""
+    assert verdict.verdict == "INVALID", "the lie was not caught"
+    assert verdict.fault is not None
+    assert verdict.operator == operator, verdict.message
+    assert operator in verdict.message
+    assert verdict.fault.node == KEY.node_id
+    if layer is not None:
+        assert verdict.layer == layer
+        assert verdict.fault.layers == LayerRange(layer, layer + 1)

@@ -39,7 +39,15 @@ from unisono.verification.fraud.moves import (
 from unisono.verification.fraud.program import HopProgram, Program, Tensor
 from unisono.verification.fraud.referee import Hashes, Layout, sealed_roots
 from unisono.verification.fraud.steps import Cell, Ref
-from unisono.verification.fraud.tree import HASH, Tree, decode_block, depth_of, node_hash, per_block
+from unisono.verification.fraud.tree import (
+    HASH,
+    Tree,
+    decode_block,
+    depth_of,
+    empty_root,
+    node_hash,
+    per_block,
+)
 
 Party = Literal["defender", "challenger"]
 Phase = Literal["commit", "descend", "choose", "cell", "block", "element", "open", "split", "part"]
@@ -266,6 +274,12 @@ class Game:
             depth, first = depth - 1, first >> 1
         if level[0] != self.hashes.nodes[self.tree, self.depth, self.index]:
             return "what was shown does not fit the node above it"
+        # else a tree could differ from the true one where there is nothing to be chosen
+        depth, first = self.depth + self.shown, self.index << self.shown
+        empty = empty_root(self.target - depth)
+        for i in range(count):
+            if not self.exists(depth, first + i) and found[self.tree, depth, first + i] != empty:
+                return "a node without leaves has another hash than such a node has"
         self.hashes.nodes |= found
         self.phase = "choose"
         return None

@@ -7,9 +7,14 @@ whoever signed both.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from typing import cast
+
 import msgspec
 
 from unisono.errors import CorruptModel, PeerCheating
+from unisono.models.config import DecoderConfig
 from unisono.models.manifest import Manifest
 from unisono.types import (
     GenerationRequest,
@@ -34,6 +39,9 @@ SALT_BYTES = 16
 MOVE_SECONDS = 60
 """How long a party may take for a move."""
 
+_DECIMAL = re.compile(r"-?[0-9]{1,24}(\.[0-9]{1,24})?(e[+-]?[0-9]{1,2})?")
+_SCALINGS = frozenset(("none", "linear", "llama3", "yarn", "factors"))
+
 
 class Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a dispute is about: one hop's claim, with what its hashes stand for."""
@@ -49,6 +57,8 @@ class Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         claim, config = self.claim, self.manifest.config
         if not claim.signature_is_good():
             return "the claim is not signed by the node that it names"
+        if not all(_DECIMAL.fullmatch(x) for x in _decimals(config)):
+            return "the configuration holds a number that no model has"
         try:
             self.manifest.check()
             if self.manifest.model_id != claim.model:
@@ -72,6 +82,17 @@ class Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if last and not 0 < len(self.request.prompt) <= claim.positions == len(sequence) - 1:
             return "the claim covers another number of positions than prompt and answer have"
         return self.request.sampling.problem(config.vocabulary_size)
+
+
+def _decimals(config: DecoderConfig) -> Iterator[str]:
+    """Every decimal string of a configuration: exact arithmetic with them must stay short."""
+    yield config.norm_epsilon
+    for rope in (config.rope, config.local_rope):
+        for value in msgspec.structs.astuple(rope):
+            if isinstance(value, tuple):
+                yield from cast("tuple[str, ...]", value)
+            elif isinstance(value, str):
+                yield value if value not in _SCALINGS else "0"
 
 
 class Challenge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

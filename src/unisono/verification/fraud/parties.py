@@ -165,36 +165,46 @@ class Challenger(_Player):
 
     def _choose(self, game: Game) -> int:
         depth, first = game.depth + game.shown, game.index << game.shown
-        at_tensors = game.tree == "trace" and game.tensor is None and depth == game.target
-        for i in range(1 << game.shown):
-            if not game.exists(depth, first + i):
-                continue
-            if (
-                at_tensors
-                and game.hop.program(game.cell_in_dispute).tensors[first + i].step is None
-            ):
-                continue
-            theirs = game.hashes.nodes[game.tree, depth, first + i]
-            if theirs != self.holdings.node(game.cell, game.tree, depth, first + i):
-                return i
-        place = self._place(game)
-        if place is not None and (place >> (game.target - depth)) >> game.shown == game.index:
-            return (place >> (game.target - depth)) - first
-        return next(i for i in range(1 << game.shown) if game.exists(depth, first + i))
+        shown = [first + i for i in range(1 << game.shown) if game.exists(depth, first + i)]
+        if game.tree == "trace" and game.tensor is None and depth == game.target:
+            found = self._tensor(game, shown)
+        else:
+            found = next((node for node in shown if self._differs(game, depth, node)), None)
+        if found is None:
+            place = self._place(game)
+            node = -1 if place is None else place >> (game.target - depth)
+            found = node if node in shown else shown[0]
+        return found - first
+
+    def _differs(self, game: Game, depth: int, node: int) -> bool:
+        mine = self.holdings.node(game.cell, game.tree, depth, node)
+        return game.hashes.nodes[game.tree, depth, node] != mine
+
+    def _tensor(self, game: Game, shown: list[int]) -> int | None:
+        """The first tensor whose root is not the grid's or not this party's own."""
+        program = game.hop.program(game.cell_in_dispute)
+        kept = dict(zip(program.kept, game.kept_roots, strict=True))
+        for place in shown:
+            tensor = program.tensors[place]
+            theirs = game.hashes.nodes["trace", game.target, place]
+            if kept.get(tensor.name, theirs) != theirs:
+                return place
+            if self._differs(game, game.target, place):
+                # what was received has no step: the check that binds it comes after it
+                return place if tensor.step is not None else program.index["received"]
+        return None
 
     def _place(self, game: Game) -> int | None:
         """Where what cannot be true is, among the leaves of the tree in dispute."""
         if game.tree == "grid":
             return None if self.target is None else game.hop.place(self.target[0])
-        cell, program = game.cell_in_dispute, game.hop.program(game.cell_in_dispute)
         if game.tensor is not None:
             return None
+        cell, program = game.cell_in_dispute, game.hop.program(game.cell_in_dispute)
         mine = self.holdings.grid.kept_roots(cell)
         for name, theirs, ours in zip(program.kept, game.kept_roots, mine, strict=True):
-            if theirs != ours and program.tensor(name).step is not None:
-                return program.index[name]
             if theirs != ours:
-                return program.index["received"]
+                return program.index[name]
         if self.target is not None and self.target[0] == cell:
             return program.index[self.target[1]]
         return None

@@ -34,6 +34,8 @@ _KINDS: dict[str, FaultKind] = {
     "contradiction": "contradiction",
     "false_challenge": "contradiction",
 }
+_UNPLAYABLE = (PeerCheating, ModelError, ArithmeticError, LookupError, TypeError, ValueError)
+"""What a subject raises whose hop signed a claim about a model that cannot be."""
 _SAMPLING = frozenset(("winner", "chosen"))
 
 
@@ -165,23 +167,28 @@ def check_transcript(data: bytes) -> Verdict:
 def judge(transcript: Transcript) -> Verdict:
     """`check_transcript` of a transcript that was read."""
     try:
-        vouched = transcript.times_are_vouched_for()
-        started = transcript.times_ms[0] if vouched else 0
-        game = Game(transcript.subject, transcript.challenge, started)
-    except (PeerCheating, OverflowError) as error:
+        game, vouched = _replayed(transcript)
+    except _UNPLAYABLE as error:
         return Verdict("INCONCLUSIVE", message=f"no dispute: {error}")
-    for number, move in enumerate(transcript.moves):
-        if not game.receive(move, transcript.times_ms[number + 1] if vouched else 0):
-            break
-    if transcript.conflict:
-        game.receive(transcript.conflict, transcript.times_ms[-2] if vouched else 0)
-    if vouched:
-        game.expire(transcript.times_ms[-1])
     if game.conviction is None:
         missing = "" if vouched else ", and no arbiter vouches for its times"
         return Verdict("INCONCLUSIVE", message=f"the dispute is not decided{missing}")
     fault = _fault(game, game.conviction)
     return Verdict("INVALID", fault, fault.message)
+
+
+def _replayed(transcript: Transcript) -> tuple[Game, bool]:
+    """The game as far as the file goes, and whether its times count."""
+    vouched, times = transcript.times_are_vouched_for(), transcript.times_ms
+    game = Game(transcript.subject, transcript.challenge, times[0] if vouched else 0)
+    for number, move in enumerate(transcript.moves):
+        if not game.receive(move, times[number + 1] if vouched else 0):
+            break
+    if transcript.conflict:
+        game.receive(transcript.conflict, times[-2] if vouched else 0)
+    if vouched:
+        game.expire(times[-1])
+    return game, vouched
 
 
 def _fault(game: Game, conviction: Conviction) -> Fault:

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.execution.test_session import NODE, session
+from unisono.clock import VirtualClock
+from unisono.errors import PeerRefused
+from unisono.execution.signed import SignedClaims
+from unisono.wire.claims import EPOCH_SECONDS, epoch_at, row_hash
+
+
+async def test_a_session_is_signed_for_once_whatever_comes_after() -> None:
+    clock = VirtualClock()
+    signed = SignedClaims(NODE, clock)
+    hop = session(1, computed=6)
+    first = signed.sign(hop, 2)
+    assert first.epoch == epoch_at(clock.now())
+    assert first.signature_is_good()
+    assert hop.id in signed
+    hop.record(1, [row_hash(b"other")] * 5, [row_hash(b"rows")] * 5)
+    assert signed.sign(hop, 2) == first
+    with pytest.raises(PeerRefused, match="has signed for 2 tokens") as refusal:
+        signed.sign(hop, 3)
+    assert refusal.value.code == "signed"
+    await clock.advance(EPOCH_SECONDS)
+    assert signed.sign(hop, 2) == first
+    await clock.advance(2 * EPOCH_SECONDS)
+    assert hop.id not in signed
+    again = signed.sign(hop, 2)  # of another epoch: the two do not contradict each other
+    assert again.epoch == first.epoch + 3
+
+
+def test_what_is_not_computed_is_not_remembered() -> None:
+    signed = SignedClaims(NODE, VirtualClock())
+    hop = session(1, computed=3)
+    with pytest.raises(PeerRefused) as refusal:
+        signed.sign(hop, 3)
+    assert refusal.value.code == "not_computed"
+    assert hop.id not in signed
