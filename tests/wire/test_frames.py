@@ -50,6 +50,17 @@ from unisono.wire.messages import (
 )
 from unisono.wire.records import Info, NodeRecord, Probe
 from unisono.wire.relay_messages import Call, DialBack, Direct, Knock, Reserved
+from unisono.wire.verification_messages import (
+    CommitsClosed,
+    ReplayResult,
+    ReplayTask,
+    ResultCommit,
+    ResultReveal,
+    Settled,
+    TaskTaken,
+    Ticket,
+    Work,
+)
 
 
 def hexes(size: int) -> st.SearchStrategy[str]:
@@ -204,6 +215,46 @@ def exchanges(draw: st.DrawFn) -> Exchange:
     )
 
 
+seals = st.binary(min_size=64, max_size=64)
+works = st.builds(Work, hexes(32), st.integers(0, 1 << 40), hexes(32))
+results = st.builds(ReplayResult, hexes(32), hexes(32), st.just("") | hexes(32), hexes(32))
+tickets = st.builds(
+    Ticket,
+    st.integers(0, 1 << 40),
+    hexes(32),
+    nodes,
+    hexes(32),
+    st.integers(1, 1_000_000),
+    st.binary(min_size=96, max_size=96),
+)
+
+
+@st.composite
+def replay_tasks(draw: st.DrawFn) -> ReplayTask:
+    layers, positions = draw(ranges), draw(st.integers(1, 300))
+    return ReplayTask(
+        ticket=draw(tickets),
+        sealed=draw(hexes(32)),
+        model=draw(models),
+        layers=layers,
+        prompt=draw(st.integers(1, positions)),
+        positions=positions,
+        sampling=draw(st.none() | st.just(Sampling(temperature=3, seed=5))),
+        widths=b"\x04" * positions if layers.start else b"",
+        seats=draw(st.integers(1, 64)),
+        commit_ms=draw(st.integers(1, 3_600_000)),
+        reveal_ms=draw(st.integers(1, 3_600_000)),
+    )
+
+
+@st.composite
+def closing_lists(draw: st.DrawFn) -> CommitsClosed:
+    commits = draw(st.dictionaries(nodes, hexes(32), max_size=5))
+    return CommitsClosed(
+        draw(works), draw(nodes), draw(hexes(32)), tuple(sorted(commits.items())), draw(seals)
+    )
+
+
 codes = st.from_regex(r"[a-z0-9_]{1,64}", fullmatch=True)
 naturals = st.integers(0, (1 << 63) - 1)
 messages: st.SearchStrategy[Message] = st.one_of(
@@ -239,6 +290,12 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Call, nodes),
     st.builds(Knock, hexes(16), nodes),
     st.builds(DialBack, nodes, st.lists(st.just("1.2.3.4:5"), max_size=8).map(tuple)),
+    replay_tasks(),
+    st.builds(TaskTaken, hexes(32)),
+    st.builds(ResultCommit, works, nodes, hexes(32), seals),
+    closing_lists(),
+    st.builds(ResultReveal, works, nodes, results, st.binary(min_size=32, max_size=32), seals),
+    st.builds(Settled, hexes(32), st.booleans(), st.none() | codes),
 )
 
 SESSION = SessionId("ab" * 16)
@@ -537,3 +594,61 @@ def test_tags_that_do_not_fit_the_claim_are_refused() -> None:
             message.joined(wrong)
     with pytest.raises(PeerCheating):
         Claimed(claim).joined(body)
+
+
+def test_a_replay_task_that_contradicts_itself_is_refused() -> None:
+    ticket = {
+        "epoch": 1,
+        "claim": "ab" * 32,
+        "auditor": "ab" * 32,
+        "roster": "ab" * 32,
+        "rate": 5,
+        "proof": bytes(96),
+    }
+    task = {
+        "type": "replaytask",
+        "ticket": ticket,
+        "sealed": "ab" * 32,
+        "model": "ab" * 32,
+        "layers": {"start": 0, "stop": 4},
+        "prompt": 3,
+        "positions": 5,
+        "sampling": None,
+        "widths": b"",
+        "seats": 3,
+        "commit_ms": 10,
+        "reveal_ms": 10,
+    }
+    decode_frame(packed(task))
+    for change in (
+        {"prompt": 6},
+        {"widths": b"\x04" * 5},
+        {"layers": {"start": 2, "stop": 4}},
+        {"layers": {"start": 2, "stop": 2}},
+        {"commit_ms": 0},
+        {"seats": 0},
+        {"seats": 65},
+        {"reveal_ms": 3_600_001},
+        {"ticket": {**ticket, "rate": 0}},
+        {"ticket": {**ticket, "rate": 1_000_001}},
+        {"ticket": {**ticket, "proof": bytes(95)}},
+    ):
+        with pytest.raises(PeerCheating):
+            decode_frame(packed({**task, **change}))
+
+
+def test_a_closing_list_names_each_member_once_in_order() -> None:
+    work = {"audit": "ab" * 32, "epoch": 1, "task": "ab" * 32}
+    closed = {
+        "type": "commitsclosed",
+        "work": work,
+        "auditor": "ab" * 32,
+        "sealed": "ab" * 32,
+        "commits": [["aa" * 32, "ab" * 32], ["bb" * 32, "ab" * 32]],
+        "signature": bytes(64),
+    }
+    decode_frame(packed(closed))
+    first, second = closed["commits"]
+    for commits in ([second, first], [first, first], [[f"{i:064x}", "ab" * 32] for i in range(65)]):
+        with pytest.raises(PeerCheating):
+            decode_frame(packed({**closed, "commits": commits}))

@@ -70,6 +70,10 @@ class Dispatch:
         """Whether fallbacks are asked after the network failed like this."""
         return self._settings.fall_back_when_full or not isinstance(error, CapacityMissing)
 
+    def interrupted(self) -> None:
+        """An answer was lost in its middle: the network is not what it was."""
+        self._watch.look_again()
+
     def explained(self, error: NetworkError, fallbacks: Sequence[str]) -> NetworkError:
         """The network's error as the client gets it, with what became of the fallbacks."""
         self._watch.look_again()

@@ -198,6 +198,8 @@ class Generation:
             # By `close`, when nobody listens any more, or by something inside the network.
             self._put(Failed(AnswerInterrupted("the answer was cancelled: try again")))
         elif (error := task.exception()) is not None:
+            if isinstance(error, AnswerInterrupted):
+                self._dispatch.interrupted()
             self._put(Failed(error))
 
     def _release(self) -> None:

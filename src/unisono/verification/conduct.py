@@ -19,7 +19,7 @@ UNSOUND_HALF_LIFE = 90 * 86_400.0
 """Guilt lasts longer, and is not forever: keys are sold and stolen."""
 SOUND_LIMIT = 1000.0
 """No past is so long that it outweighs a conviction."""
-FAMILIAR = 20.0
+FAMILIAR = 5.0
 """Verified answers that make a stranger half trusted."""
 
 Finding = Literal["verified", "served", "convicted"] | CommitteeFaultKind

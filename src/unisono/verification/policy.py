@@ -7,11 +7,12 @@ cheating does not pay if
     p · d · (stake + escrow) > gain
 
 A stake answers for all answers whose audits are still open. With at most n of those, each with
-an escrow of its own, cheating on any number of them does not pay if
+an escrow of its own, and q = p · d, cheating on any number of them does not pay if
 
-    (1 − (1 − p·d)^n) · (stake / n + escrow) > gain
+    stake · (1 − (1 − q)^n) / n + escrow · q > gain
 
-which for n = 1 is the line above. docs/threat-model.md derives both and says what they assume.
+which for n = 1 is the line above. docs/threat-model-stakes.md derives both
+and says what they assume.
 Amounts are integers in one unit of account, whatever it is; rates are per million.
 """
 
@@ -34,6 +35,8 @@ ADVERSARIES = 0.2
 """Share of the verifiers' stake that is assumed to work together against the truth."""
 MARGIN = 1.25
 """Cheating is to lose this many times what it gains."""
+PROVEN = 0.9
+"""Trust from which on a tier's own rate is enough."""
 STRANGER_FACTOR = 20.0
 """Answers of a node without a record are audited so much more often than those of a proven one."""
 
@@ -111,41 +114,43 @@ def plan(
     terms = tier.value
     seats = committee_size(terms.error, adversaries, least=terms.seats)
     needed = deterring_rate(exposure, detection(seats, adversaries))
-    trusted = trust(conduct, now)
+    trusted = min(1.0, trust(conduct, now) / PROVEN)
     wished = terms.rate * (STRANGER_FACTOR - (STRANGER_FACTOR - 1.0) * trusted)
     rate = min(MILLION, max(math.ceil(wished), needed))
     missing = missing_escrow(exposure, detection(seats, adversaries))
     return Plan(rate, seats, missing == 0, missing, terms.final)
 
 
-def deterring_rate(exposure: Exposure, found: float) -> int:
-    """The least rate per million at which cheating does not pay, `MILLION` if none does.
+def loss_per_answer(exposure: Exposure, rate: int, found: float) -> float:
+    """The least that a node expects to lose on each answer that it cheats on, however many of the
+    open answers those are, at `rate` audits per million.
 
     Args:
         found: chance that an audit of a false answer ends in a conviction.
     """
-    lost = exposure.stake / exposure.open_answers + exposure.escrow
+    each = rate / MILLION * found
+    caught = 1.0 - (1.0 - each) ** exposure.open_answers
+    return exposure.stake * caught / exposure.open_answers + exposure.escrow * each
+
+
+def deterring_rate(exposure: Exposure, found: float) -> int:
+    """The least rate per million at which cheating loses `MARGIN` times what it gains; `MILLION`
+    if none does."""
     wanted = MARGIN * exposure.gain
-    if wanted == 0:
-        return 0
-    if wanted >= lost:
-        return MILLION
-    # 1 − (1 − q)^n ≥ wanted / lost, for the chance q that one answer is audited and found false
-    each = -math.expm1(math.log1p(-wanted / lost) / exposure.open_answers)
-    return min(MILLION, math.ceil(MILLION * each / found) + 1)
+    low, high = 0, MILLION
+    while low < high:
+        middle = (low + high) // 2
+        if loss_per_answer(exposure, middle, found) >= wanted:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 def missing_escrow(exposure: Exposure, found: float) -> int:
     """What each answer's escrow lacks for an audit of everything to deter; 0: nothing."""
-    caught = 1.0 - (1.0 - found) ** exposure.open_answers
-    lost = exposure.stake / exposure.open_answers + exposure.escrow
-    return max(0, math.ceil(MARGIN * exposure.gain / caught - lost))
-
-
-def loss_per_answer(exposure: Exposure, rate: int, found: float) -> float:
-    """What a node that cheats on all open answers expects to lose on each."""
-    caught = 1.0 - (1.0 - rate / MILLION * found) ** exposure.open_answers
-    return caught * (exposure.stake / exposure.open_answers + exposure.escrow)
+    lacks = MARGIN * exposure.gain - loss_per_answer(exposure, MILLION, found)
+    return max(0, math.ceil(lacks / found))
 
 
 def adversarial_majority(seats: int, adversaries: float) -> float:

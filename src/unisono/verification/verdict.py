@@ -29,6 +29,17 @@ FaultKind = Literal[
     "wrong_tile",
     "refusal",
     "quorum",
+    "double_commit",
+    "wrong_opening",
+    "copied_commit",
+    "stale_epoch",
+    "uncomputed",
+    "dissent",
+    "planted_check",
+    "two_faced",
+    "no_commit",
+    "no_reveal",
+    "late_reveal",
 ]
 
 

@@ -144,6 +144,8 @@ class ReplayTask(MessageBase, frozen=True):
     """How the last hop draws tokens; None for blocks that do not end the model."""
     widths: Annotated[bytes, Meta(max_length=MAX_ROWS)]
     """Of the rows in the body; empty if the block begins the model."""
+    seats: Annotated[int, Meta(ge=1, le=MAX_COMMITTEE)]
+    """Of the committee: a verdict takes more than half of them, whoever sits or not."""
     commit_ms: Wait
     reveal_ms: Wait
 

@@ -83,6 +83,8 @@ async def test_every_misconduct_of_a_member_has_its_name(
         found = held.committee.faults[0]
         assert found.proven() == (fault in PROVABLE)
         assert found.kind in found.message
+        decided = fault in PROVABLE - {"dissent", "uncomputed"}
+        assert found.verdict().verdict == ("INVALID" if decided else "INCONCLUSIVE")
 
 
 async def test_an_old_digest_is_named_when_it_comes_again() -> None:

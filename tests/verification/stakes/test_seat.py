@@ -23,6 +23,7 @@ TASK = ReplayTask(
     positions=9,
     sampling=None,
     widths=b"",
+    seats=3,
     commit_ms=1000,
     reveal_ms=1000,
 )

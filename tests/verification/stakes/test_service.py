@@ -133,13 +133,12 @@ class Court:
             receipt.hops[hop].layers,
             hop == len(receipt.hops) - 1,
             rows,
+            seats=seats,
             commit_ms=30_000,
             reveal_ms=10_000,
         )
         task = msgspec.structs.replace(task, **changes)
-        running = asyncio.create_task(
-            self.auditor.audit(task, body, self.order(ticket), seats, seal)
-        )
+        running = asyncio.create_task(self.auditor.audit(task, body, self.order(ticket), seal))
         # time passes only while nobody computes
         while not (await asyncio.wait({running}, timeout=0.01))[0]:
             if not self.computing:
@@ -355,6 +354,11 @@ async def test_members_that_are_away_are_passed_over_and_those_that_fail_are_mis
         audited = await it.audit(0, seats=1)
         assert gone not in audited.members
         assert len(audited.members) == 1
+        for address in it.order(it.ticket(0))[1:4]:
+            it.network.kill(address.node)
+        audited = await it.audit(0, seats=3)
+        assert len(audited.members) < 2  # and the empty seats count
+        assert audited.outcome is None or audited.outcome.result is None
 
 
 async def test_a_task_that_the_lottery_did_not_draw_is_taken_by_nobody(

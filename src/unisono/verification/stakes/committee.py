@@ -117,6 +117,7 @@ class Committee:
         clock: Clock,
         plant: PlantOpening,
         *,
+        seats: int | None = None,
         commit_seconds: float = COMMIT_SECONDS,
         reveal_seconds: float = REVEAL_SECONDS,
         earlier: Mapping[str, ResultCommit] | None = None,
@@ -125,12 +126,14 @@ class Committee:
 
         Args:
             plant: opening of the task's `sealed`.
+            seats: those that the task names, if some of them stayed empty; default: the members.
             earlier: commits of earlier audits by their digest, against replay.
         """
         if not 0 < len(set(members)) == len(members) <= MAX_COMMITTEE:
             raise ValueError(f"a committee has 1 to {MAX_COMMITTEE} members, each once")
         self.work = work
         self.members = tuple(members)
+        self.seats = max(len(members), seats or 0)
         self.phase = Phase.COMMITTING
         self.closed: CommitsClosed | None = None
         self.outcome: Outcome | None = None
@@ -272,13 +275,11 @@ class Committee:
         votes = Counter(r.result for n, r in opened.items() if n not in self._found)
         top = votes.most_common(1)
         count = top[0][1] if top else 0
-        decided = count >= majority(len(self.members))
+        decided = count >= majority(self.seats)
         result = top[0][0] if decided else None
         if self._plant.result is not None and result != self._plant.result:
             result = None
-        self.outcome = Outcome(
-            self.work, len(self.members), count, result, count == len(self.members)
-        )
+        self.outcome = Outcome(self.work, self.seats, count, result, count == self.seats)
         known = self._plant.result
         if known is not None:  # whoever differs is wrong, even if most agree with it
             self._name_unknowing(opened, known)
@@ -324,7 +325,7 @@ class Committee:
                 node,
                 "knew the roots and not the rows: it did not compute"
                 if lazy
-                else f"gave another result than {len(agreeing)} of {len(self.members)} members",
+                else f"gave another result than {len(agreeing)} of {self.seats} members",
                 (self._commits[node],),
                 (reveal, *agreeing),
             )

@@ -21,6 +21,7 @@ from typing import Literal
 import msgspec
 
 from unisono.types import NodeId, canonical, digest
+from unisono.verification.verdict import Fault, Verdict
 from unisono.wire.verification_messages import (
     CommitsClosed,
     ReplayResult,
@@ -102,6 +103,21 @@ class CommitteeFault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "two_faced": self._two_faced,
         }.get(self.kind)
         return check is not None and check()
+
+    def verdict(self) -> Verdict:
+        """INVALID if the messages in here convict the node, else INCONCLUSIVE.
+
+        A vote against the many stays INCONCLUSIVE too: most of a committee may be wrong, and who
+        is right a replay or the fraud game shows.
+        """
+        fault = Fault(self.kind, self.message, node=self.node)
+        if not self.proven():
+            why = f"what is signed here does not show that {self.message}"
+            return Verdict("INCONCLUSIVE", fault, why)
+        if self.kind in ("dissent", "planted_check", "uncomputed"):
+            why = f"{self.message}; signed by all concerned, and a replay shows who is right"
+            return Verdict("INCONCLUSIVE", fault, why)
+        return Verdict("INVALID", fault, self.message)
 
     def _double_commit(self) -> bool:
         return (

@@ -21,7 +21,7 @@ from unisono.verification.stakes.faults import CommitteeFault, PlantOpening
 from unisono.verification.stakes.lottery import ticket_is_good, wins
 from unisono.verification.stakes.register import Register
 from unisono.verification.stakes.seat import Seat
-from unisono.verification.stakes.transcript import Transcript
+from unisono.verification.stakes.transcript import PASSED_OVER, Transcript
 from unisono.verification.stakes.work import Replayer, ReplayWork
 from unisono.wire.frames import decode_frame, encode_frame
 from unisono.wire.identity import Identity
@@ -77,18 +77,18 @@ class Auditor:
         task: ReplayTask,
         body: bytes,
         candidates: Sequence[PeerAddress],
-        seats: int,
         plant: PlantOpening,
     ) -> Audited:
-        """Ask `seats` of the candidates, in their order, and wait for their verdict.
+        """Fill the task's seats from the candidates, in their order, and wait for the verdict.
 
-        Candidates that cannot be reached or refuse are passed over. Takes as long as the slowest
+        Candidates that cannot be reached or refuse are passed over, `PASSED_OVER` asked for each
+        seat at most. Takes as long as the slowest
         member, at most the task's two deadlines.
 
         Args:
             plant: opening of the task's `sealed`; with a result if the outcome is known here.
         """
-        streams = await self._seat(task, body, candidates, seats)
+        streams = await self._seat(task, body, candidates)
         if not streams:
             return Audited(None, (), (), None)
         committee = Committee(
@@ -97,6 +97,7 @@ class Auditor:
             self._identity,
             self._clock,
             plant,
+            seats=task.seats,
             commit_seconds=task.commit_ms / 1000,
             reveal_seconds=task.reveal_ms / 1000,
             earlier=self._earlier,
@@ -129,9 +130,11 @@ class Auditor:
         return Audited(committee.outcome, committee.members, committee.faults, transcript)
 
     async def _seat(
-        self, task: ReplayTask, body: bytes, candidates: Sequence[PeerAddress], seats: int
+        self, task: ReplayTask, body: bytes, candidates: Sequence[PeerAddress]
     ) -> list[Stream]:
         """Streams with those who took the task, in the candidates' order."""
+        seats = task.seats
+        candidates = candidates[: PASSED_OVER * seats]
         frame = encode_frame(task, body)
         taken: list[Stream] = []
         asked = 0

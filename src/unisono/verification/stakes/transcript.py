@@ -45,7 +45,7 @@ class Transcript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows: Annotated[bytes, Meta(min_length=32, max_length=32)]
     """SHA-256 of the rows in the task's body."""
     members: Annotated[tuple[Node, ...], Meta(min_length=1, max_length=MAX_COMMITTEE)]
-    """All seats, whether their holders answered or not."""
+    """Who took the task, whether they answered or not."""
     closed: CommitsClosed
     reveals: Annotated[tuple[ResultReveal, ...], Meta(max_length=MAX_COMMITTEE)]
 
@@ -81,9 +81,10 @@ class Transcript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def _check_seats(self, roster: Roster, exclude: set[NodeId]) -> None:
         if roster.hash() != self.task.ticket.roster:
             raise ReceiptError("the committee was drawn from another roster")
-        reach = PASSED_OVER * len(self.members)
+        reach = PASSED_OVER * self.task.seats
         order = draw_committee(self.task.ticket, roster, reach, exclude)
-        if len(set(self.members)) != len(self.members) or not set(self.members) <= {*order}:
+        seats = {*self.members}
+        if not len(seats) == len(self.members) <= self.task.seats or not seats <= {*order}:
             raise ReceiptError(
                 f"the committee is not among the first {reach} of the lottery's order"
             )
@@ -121,7 +122,7 @@ class Transcript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 votes[reveal.result] = votes.get(reveal.result, 0) + 1
         most = max(votes.values(), default=0)
         result = next((r.result for r in self.reveals if votes.get(r.result) == most), None)
-        seats = len(self.members)
+        seats = self.task.seats
         decided = result if most >= majority(seats) else None
         return Outcome(work, seats, most, decided, most == seats)
 

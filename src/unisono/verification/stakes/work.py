@@ -142,6 +142,7 @@ def make_task(
     ends: bool,
     rows: Rows | None = None,
     *,
+    seats: int,
     commit_ms: int,
     reveal_ms: int,
 ) -> tuple[ReplayTask, bytes]:
@@ -164,6 +165,7 @@ def make_task(
         positions=len(answer.inputs),
         sampling=answer.sampling if ends else None,
         widths=widths,
+        seats=seats,
         commit_ms=commit_ms,
         reveal_ms=reveal_ms,
     )
