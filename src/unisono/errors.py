@@ -13,8 +13,16 @@
     ├── NetworkError              routing cannot serve the request
     │   ├── CoverageMissing       a layer has no holder                (HTTP 503)
     │   ├── CapacityMissing       holders exist, and all are full      (HTTP 429)
+    │   ├── OfferMissing          nobody serves on the asked terms     (HTTP 402)
     │   ├── NetworkUnreachable    not one node is known                (HTTP 503)
     │   └── AnswerInterrupted     a hop was lost and none replaces it  (HTTP 502)
+    ├── SettlementError           money: a chain, a contract or a promise to pay
+    │   ├── BadSignature          a signature on a chain's form that no key made
+    │   ├── VoucherRefused        a voucher that is not worth what it says
+    │   ├── LedgerUnreachable     a chain does not answer, or answers what no chain answers
+    │   ├── TransactionRefused    a chain or a contract said no
+    │   ├── InsufficientFunds     a balance or deposit is too small    (HTTP 402)
+    │   └── KeyRefused            no such key, or not the passphrase of it
     └── ReceiptError              a receipt cannot be read or is not what it claims
 
 A message says what happened, what was expected, and what to do.
@@ -84,6 +92,10 @@ class CapacityMissing(NetworkError):
     """Every holder of some layer is full."""
 
 
+class OfferMissing(NetworkError):
+    """Nodes could serve the request, but none on the terms that its client set."""
+
+
 class NetworkUnreachable(NetworkError):
     """Not one node is known: the gateway is cut off, or nothing has joined it."""
 
@@ -94,3 +106,44 @@ class AnswerInterrupted(NetworkError):
 
 class ReceiptError(UnisonoError):
     """A receipt cannot be read or is not what it claims."""
+
+
+class SettlementError(UnisonoError):
+    """A chain, a contract, or a promise to pay."""
+
+
+class BadSignature(SettlementError):
+    """A signature in a chain's form that no key made, or not in its only form."""
+
+
+class VoucherRefused(SettlementError):
+    """A voucher that is not worth what it says. `code` is one of `settlement.vouchers.REFUSALS`."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class LedgerUnreachable(SettlementError):
+    """A chain does not answer, or answers what no chain answers."""
+
+
+class TransactionRefused(SettlementError):
+    """A chain or a contract said no. `known`: the chain had this very transaction before."""
+
+    def __init__(self, message: str, *, known: bool = False) -> None:
+        super().__init__(message)
+        self.known = known
+
+
+class InsufficientFunds(SettlementError):
+    """A balance or deposit is too small. `have` and `need` are in the smallest unit."""
+
+    def __init__(self, message: str, have: int, need: int) -> None:
+        super().__init__(message)
+        self.have = have
+        self.need = need
+
+
+class KeyRefused(SettlementError):
+    """There is no such key, or the passphrase is not its."""

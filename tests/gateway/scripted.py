@@ -9,6 +9,7 @@ from typing import Any
 
 from unisono.errors import AnswerInterrupted
 from unisono.gateway import ServedModel
+from unisono.routing.demand import ANY, Demand
 from unisono.routing.network import NodeStatus
 from unisono.types import (
     GenerationRequest,
@@ -171,6 +172,7 @@ class ScriptedNetwork:
         self.answers: list[ScriptedAnswer] = []
         self.dissenting = 0
         """Of the chains of a quorum."""
+        self.demands: list[Demand] = []
         self.open_error: Exception | None = None
         self.finish_error: Exception | None = None
         self.fail_after: int | None = None
@@ -178,8 +180,14 @@ class ScriptedNetwork:
         """Awaited before each token, with its index."""
 
     async def open(
-        self, request: GenerationRequest, *, top_logprobs: int = -1, quorum: int = 1
+        self,
+        request: GenerationRequest,
+        *,
+        top_logprobs: int = -1,
+        quorum: int = 1,
+        demand: Demand = ANY,
     ) -> ScriptedAnswer:
+        self.demands.append(demand)
         await asyncio.sleep(0)
         if self.open_error is not None:
             raise self.open_error

@@ -16,10 +16,12 @@ from unisono.cli import (
     INTERRUPTED,
     bench,
     chat,
+    cost,
     gateway,
     models,
     node,
     perplexity,
+    price,
     run,
     simulate,
     status,
@@ -170,3 +172,5 @@ app.add_typer(models.app, name="models")
 app.command()(status.status)
 app.command()(bench.bench)
 app.command()(simulate.simulate)
+app.command()(price.price)
+app.command()(cost.cost)

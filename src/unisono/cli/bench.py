@@ -59,7 +59,7 @@ def bench(
 
     stored = prepared(model)
     with err.status("Loading …") as waiting:
-        decoder = _load(stored, device.value, threads)
+        decoder = load_whole(stored, device.value, threads)
         works = _works(decoder, tokens)
         lines = [_measured(name, run, repeats, waiting.update) for name, run in works]
     figures: dict[str, Any] = {
@@ -76,7 +76,8 @@ def bench(
         _show(figures, lines)
 
 
-def _load(stored: StoredModel, device: str, threads: int | None) -> Decoder:
+def load_whole(stored: StoredModel, device: str, threads: int | None) -> Decoder:
+    """A decoder of the whole model, after the device passed its self-test."""
     from unisono.models.decoder import make_decoder
     from unisono.models.devices import choose_device
     from unisono.models.loading import load_block

@@ -20,6 +20,7 @@ from unisono.gateway.receipts import ReceiptStore
 from unisono.gateway.served import ServedModel
 from unisono.gateway.settings import GatewaySettings
 from unisono.gateway.stop import StopMatcher
+from unisono.routing.demand import ANY, Demand
 from unisono.routing.network import Answer, Network
 from unisono.types import GenerationRequest, SampledToken
 from unisono.verification.receipt import VERSION, Receipt
@@ -96,6 +97,7 @@ class Completion:
         receipt_id: str,
         top_logprobs: int,
         quorum: int = 1,
+        demand: Demand = ANY,
         emit: Callable[[Event], None],
     ) -> None:
         self._engine = engine
@@ -105,6 +107,7 @@ class Completion:
         self._receipt_id = receipt_id
         self._top_logprobs = top_logprobs
         self._quorum = quorum
+        self._demand = demand
         self._emit = emit
         self._decoder = model.tokenizer.decoder()
         self._matcher = StopMatcher(request.stop)
@@ -123,13 +126,16 @@ class Completion:
         If this raises or is cancelled, the answer is cancelled and its nodes are free.
 
         Raises:
-            CoverageMissing, CapacityMissing: before `Opened`.
+            CoverageMissing, CapacityMissing, OfferMissing: before `Opened`.
             AnswerInterrupted: a hop was lost and none replaces it, or no majority of the quorum
                 agrees.
         """
         engine, started = self._engine, self._engine.clock.monotonic()
         answer = await engine.network.open(
-            self._request, top_logprobs=self._top_logprobs, quorum=self._quorum
+            self._request,
+            top_logprobs=self._top_logprobs,
+            quorum=self._quorum,
+            demand=self._demand,
         )
         finished = False
         try:

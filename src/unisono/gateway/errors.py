@@ -17,6 +17,7 @@ from unisono.errors import (
     CoverageMissing,
     NetworkError,
     NetworkUnreachable,
+    OfferMissing,
     RequestError,
     UnisonoError,
     WireError,
@@ -141,6 +142,8 @@ def reply_to(error: BaseException, retry_after: int = 1) -> ErrorReply:
         return plain_reply(
             429, str(error), "rate_limit_error", code="capacity_missing", retry_after=retry_after
         )
+    if isinstance(error, OfferMissing):
+        return plain_reply(402, str(error), "invalid_request_error", code="offer_missing")
     if isinstance(error, NetworkUnreachable):
         return plain_reply(
             503, str(error), code="network_unreachable", retry_after=max(retry_after, 5)

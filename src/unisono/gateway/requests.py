@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import floor
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,10 +16,14 @@ from unisono.gateway.sampling import seed_of_sample, to_sampling, whole
 from unisono.gateway.schemas import AskedSampling, ChatAsked, ChatMessage, TextAsked
 from unisono.gateway.served import ServedModel, ServedModels
 from unisono.gateway.settings import GatewaySettings
+from unisono.routing.demand import UNIT, Demand
 from unisono.types import GenerationRequest
+from unisono.wire.terms import TIERS
 from unisono.wire.votes import MAX_QUORUM, MIN_QUORUM
 
 MAX_CHOICES = 8
+MAX_COST = 1_000_000
+"""Units of account: what one request may cost at most."""
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 256
 MAX_TOP_LOGPROBS = 20
@@ -74,6 +79,8 @@ class Ask:
     choices_per_prompt: int
     quorum: int
     """How many chains compute each choice."""
+    demand: Demand
+    """What nodes have to promise to compute a choice."""
     again: Callable[[ServedModel], Ask] = field(compare=False, repr=False)
     """The same request put to another model; may raise RequestError, as reading it may."""
 
@@ -256,8 +263,25 @@ def _ask(
         asked=asked,
         choices_per_prompt=count,
         quorum=quorum,
+        demand=_demand(asked).shared(count * len(prompts)),
         again=again,
     )
+
+
+def _demand(asked: AskedSampling) -> Demand:
+    most = None
+    if asked.max_cost is not None:
+        if not 0 <= asked.max_cost <= MAX_COST:  # NaN too
+            raise RequestError(
+                f"'max_cost' is {asked.max_cost}: expected an amount from 0 to {MAX_COST}",
+                param="max_cost",
+            )
+        most = floor(asked.max_cost * UNIT)
+    if asked.tier is not None and asked.tier not in TIERS:
+        raise RequestError(
+            f"'tier' is {asked.tier!r}: expected one of {', '.join(TIERS)}", param="tier"
+        )
+    return Demand(most, TIERS.index(asked.tier) if asked.tier else 0)
 
 
 def _check_room(

@@ -39,6 +39,10 @@ class AskedSampling(msgspec.Struct, frozen=True, kw_only=True):
     """Generate up to `max_tokens` whatever the model says: for benchmarks."""
     quorum: int | None = None
     """So many chains without a common node compute the answer, and a majority decides."""
+    max_cost: float | None = None
+    """In the stable unit: nodes that would ask for more in all do not serve the request."""
+    tier: str | None = None
+    """The service level that every node has to promise."""
 
 
 class ContentPart(msgspec.Struct, frozen=True):

@@ -90,6 +90,7 @@ class NetworkSource:
             receipt_id=receipt_id,
             top_logprobs=ask.top_logprobs,
             quorum=ask.quorum,
+            demand=ask.demand,
             emit=emit,
         ).run()
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from unisono.errors import AnswerInterrupted, NetworkError
 from unisono.routing.chain import Chain, HopLeaving, HopLost, HopRefused
+from unisono.routing.demand import ANY, Demand
 from unisono.routing.experience import Trial
 from unisono.routing.territory import Territory
 from unisono.types import GenerationRequest, NodeId, SampledToken, is_complete
@@ -55,13 +56,16 @@ class RoutedAnswer:
         swarm: Swarm,
         request: GenerationRequest,
         top_logprobs: int,
+        demand: Demand = ANY,
         territory: Territory | None = None,
     ) -> None:
-        """`territory`: which nodes other chains have, if they may not be shared."""
+        """`demand`: what each chain has to promise. `territory`: which nodes other chains have, if
+        they may not be shared."""
         self._swarm = swarm
         self._territory = territory or Territory()
         self._request = request
         self._top_logprobs = top_logprobs
+        self._demand = demand
         self._tokens: list[int] = []
         self._first: Attempt | None = None
         self._second: Attempt | None = None
@@ -97,7 +101,12 @@ class RoutedAnswer:
 
     async def _open(self, avoid: frozenset[NodeId]) -> Attempt:
         attempt = await self._swarm.attempt(
-            self._request, tuple(self._tokens), self._top_logprobs, avoid, self._territory
+            self._request,
+            tuple(self._tokens),
+            self._top_logprobs,
+            avoid,
+            self._territory,
+            self._demand,
         )
         self._spawn(self._listen(attempt))
         return attempt

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from unisono.routing.demand import ANY, Demand, price_of
 from unisono.routing.links import Indices, Links, Seconds, Survey
 from unisono.routing.load import Load
 from unisono.routing.reputation import Reputation, believed
@@ -54,6 +55,10 @@ class Costs:
     """What a second that other sessions lose counts; 0 makes every request selfish."""
     price_seconds: float = 0.0
     """Seconds that the client would wait to save one millionth of the unit of prices."""
+    demand: Demand = ANY
+    """What the client asks of the market."""
+    most_tokens: int = 0
+    """Tokens that the answer may have at most: for the limit of its price."""
     caution: float = 1.0
     """How many times worse than usual another failure would be."""
     salt: int = 0
@@ -104,6 +109,10 @@ class Costs:
         shares = _array([r.layers.stop - r.layers.start for r in records]) / layer_count
         asked = [self.prompt * r.price_in + self.tokens * r.price_out for r in records]
         return _array(asked) * shares / 1e6
+
+    def worst_price(self, path: Sequence[NodeRecord], layer_count: int) -> int:
+        """What a chain costs if the answer is as long as it may be, in millionths of the unit."""
+        return price_of(path, layer_count, self.prompt, max(self.tokens, self.most_tokens))
 
     def hops(self, records: Sequence[NodeRecord], layer_count: int) -> Seconds:
         """Seconds that each node adds wherever in a chain it stands.

@@ -10,6 +10,7 @@ import numpy as np
 from unisono.clock import Clock
 from unisono.routing.coordinates import ORIGIN, Coordinate
 from unisono.routing.costs import Costs, crowded
+from unisono.routing.demand import ANY, Demand
 from unisono.routing.links import Links, Seconds
 from unisono.routing.load import Load
 from unisono.routing.paths import Path
@@ -61,7 +62,13 @@ class Experience:
         self._per_loop = 1.0
 
     def costs(
-        self, tokens: Sequence[int], max_tokens: int, *, keys: Sequence[bytes], retry: bool = False
+        self,
+        tokens: Sequence[int],
+        max_tokens: int,
+        *,
+        keys: Sequence[bytes],
+        retry: bool = False,
+        demand: Demand = ANY,
     ) -> Costs:
         """The costs of a request of which `tokens` (the prompt, and what was answered already) are
         known and `max_tokens` at most follow. `keys` are those of `prefix_keys(tokens)`.
@@ -80,6 +87,8 @@ class Experience:
             price_seconds=self._price_seconds,
             caution=CAUTION if retry else 1.0,
             salt=self._salt,
+            demand=demand,
+            most_tokens=max_tokens,
         )
 
     def trial(

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import msgspec
 
+from unisono.routing.demand import ANY, Demand
 from unisono.types import GenerationRequest, LayerRange, ModelId, NodeId, SampledToken
 from unisono.wire.claims import HopClaim
 from unisono.wire.votes import Vote
@@ -82,9 +83,16 @@ class Network(Protocol):
     """Nodes that together hold models."""
 
     async def open(
-        self, request: GenerationRequest, *, top_logprobs: int = -1, quorum: int = 1
+        self,
+        request: GenerationRequest,
+        *,
+        top_logprobs: int = -1,
+        quorum: int = 1,
+        demand: Demand = ANY,
     ) -> Answer:
         """Reserve a chain and start the answer. `top_logprobs` < 0: no log probabilities.
+
+        `demand`: what each chain has to promise; its limit of price is for all of them together.
 
         `quorum`: so many chains without a common node compute it, and its tokens are those of
         more than half of them.
@@ -92,6 +100,7 @@ class Network(Protocol):
         Raises:
             CoverageMissing: a layer of `request.model` has no holder, or too few for the quorum.
             CapacityMissing: all holders of some layer are full.
+            OfferMissing: no chain serves on the demand's terms.
             NetworkUnreachable: no node is known at all.
         """
         ...

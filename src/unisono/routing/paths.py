@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import nsmallest
+from math import sqrt
 
 import numpy as np
 
-from unisono.errors import CapacityMissing, CoverageMissing, NetworkError, NetworkUnreachable
+from unisono.errors import (
+    CapacityMissing,
+    CoverageMissing,
+    NetworkError,
+    NetworkUnreachable,
+    OfferMissing,
+)
 from unisono.routing.costs import Costs, Priced, lot
 from unisono.routing.coverage import first_gap
+from unisono.routing.demand import UNIT
 from unisono.routing.links import Indices, Seconds
 from unisono.types import ModelId, NodeId
 from unisono.wire.records import NodeRecord
@@ -28,6 +36,10 @@ _TABLE_CELLS = 1 << 20
 """Cells of the largest table of one step: bounds memory where thousands hold one block."""
 _SMALL_TABLE = 512
 _FIRST_BATCH = 4
+_PRICE_ONLY = 1e6
+"""Seconds per millionth of the unit: of a chain's costs only the price matters."""
+_LEAST_WEIGHT = 1e-9
+_HALVINGS = 12
 
 
 def best_path(
@@ -40,15 +52,18 @@ def best_path(
 ) -> Path:
     """The chain whose whole blocks tile the model and whose answer is expected first.
 
-    Nodes that leave, that are in `avoid`, or that have no room for `positions` are left out, and
+    Nodes that leave, that are in `avoid`, that promise less than `costs.demand` asks, or that have
+    no room for `positions` are left out, and
     banned ones (`Reputation.banned`) unless nobody else is left. Among equals the smaller node id
     wins, so that the order of `records` does not matter. Beyond `MAX_CANDIDATES` able nodes the
-    choice is the best among a part of them.
+    choice is the best among a part of them. If the best chain is dearer than the demand's limit,
+    the price weighs more until it is not.
 
     Raises:
         NetworkUnreachable: there is not one record.
         CoverageMissing: some layer has no holder.
         CapacityMissing: holders exist, but no chain has room for `positions`.
+        OfferMissing: chains exist, but none on the demand's terms.
     """
     known = list(records)
     holders = [
@@ -56,7 +71,8 @@ def best_path(
         for r in known
         if r.model == model and r.node not in avoid and not r.leaving and r.layers.count
     ]
-    fitting = [r for r in holders if costs.load.room(r) >= positions]
+    willing = [r for r in holders if costs.demand.admits(r)]
+    fitting = [r for r in willing if costs.load.room(r) >= positions]
     banned = costs.reputation.banned_among(fitting)
     path = None
     if banned:
@@ -64,7 +80,7 @@ def best_path(
         path = _cheapest(_shortlist(trusted, costs), layer_count, costs)
     path = path or _cheapest(_shortlist(fitting, costs), layer_count, costs)
     if path is not None:
-        return path
+        return _within(path, fitting, layer_count, costs)
     if not known:
         raise NetworkUnreachable(
             "no node is known: check the addresses that this gateway joined with, or start "
@@ -72,6 +88,11 @@ def best_path(
         )
     gap = first_gap(holders, model, layer_count)
     if gap is None:
+        unwilling = first_gap(willing, model, layer_count)
+        if unwilling is not None:
+            raise OfferMissing(
+                f"no node that holds layer {unwilling} promises {costs.demand}: ask for less"
+            )
         raise CapacityMissing(
             f"every chain of nodes is full: {positions} positions are needed; try again soon"
         )
@@ -80,6 +101,43 @@ def best_path(
         f"({len(holders)} nodes hold other layers): start one with "
         "'unisono node --join ADDRESS'"
     )
+
+
+def _within(path: Path, records: list[NodeRecord], layer_count: int, costs: Costs) -> Path:
+    """The best path whose price keeps the demand's limit, if `path` does not.
+
+    A path that is best for some weight of the price is best among those that cost no more
+    (Lagrangian relaxation; Everett 1963), so halving finds it but for ties.
+
+    Raises:
+        OfferMissing: even the cheapest costs more.
+    """
+    most = costs.demand.most
+    if most is None or costs.worst_price(path, layer_count) <= most:
+        return path
+    able = [r for r in records if r.node not in costs.reputation.banned_among(records)] or records
+    able = _shortlist(able, costs)
+
+    def weighed(price_seconds: float) -> Path:
+        found = _cheapest(able, layer_count, replace(costs, price_seconds=price_seconds))
+        return found or path
+
+    cheapest = weighed(_PRICE_ONLY)
+    lowest = costs.worst_price(cheapest, layer_count)
+    if lowest > most:
+        raise OfferMissing(
+            f"the cheapest offer for this request is {lowest / UNIT:.6f}, and its limit is "
+            f"{most / UNIT:.6f}: raise the limit, or ask for fewer tokens"
+        )
+    low, high = costs.price_seconds, _PRICE_ONLY
+    for _ in range(_HALVINGS):
+        middle = sqrt(max(low, _LEAST_WEIGHT) * high)
+        found = weighed(middle)
+        if costs.worst_price(found, layer_count) <= most:
+            high, cheapest = middle, found
+        else:
+            low = middle
+    return cheapest
 
 
 def ranked_paths(
@@ -129,13 +187,15 @@ def standbys(
         and r.model == path[0].model
         and not r.leaving
         and costs.load.room(r) >= positions
+        and costs.demand.admits(r)
         and not costs.reputation.banned(r)
     ]
     chosen: list[NodeRecord | None] = []
     for place, hop in enumerate(path):
+        others = [r for i, r in enumerate(path) if i != place]
         able = nsmallest(
             _MAX_STANDBYS,
-            (r for r in candidates if r.layers == hop.layers),
+            (r for r in candidates if r.layers == hop.layers and _affordable([*others, r], costs)),
             key=lambda r: (costs.glance(r), r.node),
         )
         priced = costs.survey([*path, *able], layer_count)
@@ -146,6 +206,12 @@ def standbys(
         ]
         chosen.append(able[int(np.argmin(totals))] if able else None)
     return tuple(chosen)
+
+
+def _affordable(path: Sequence[NodeRecord], costs: Costs) -> bool:
+    most = costs.demand.most
+    layer_count = max(r.layers.stop for r in path)
+    return most is None or costs.worst_price(path, layer_count) <= most
 
 
 def _shortlist(records: list[NodeRecord], costs: Costs) -> list[NodeRecord]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from unisono.errors import AnswerInterrupted, CapacityMissing, NetworkError, WireError
 from unisono.routing.answer import RoutedAnswer
+from unisono.routing.demand import ANY, Demand
 from unisono.routing.paths import Path
 from unisono.routing.territory import Territory
 from unisono.types import GenerationRequest, SampledToken, is_complete
@@ -79,12 +80,19 @@ class QuorumAnswer:
     """
 
     def __init__(
-        self, swarm: Swarm, request: GenerationRequest, top_logprobs: int, quorum: int
+        self,
+        swarm: Swarm,
+        request: GenerationRequest,
+        top_logprobs: int,
+        quorum: int,
+        demand: Demand = ANY,
     ) -> None:
+        """`demand`: what each chain has to promise."""
         self._swarm = swarm
         self._request = request
         self._top_logprobs = top_logprobs
         self._quorum = quorum
+        self._demand = demand
         self._members: list[_Member] = []
         self._agreed: list[SampledToken] = []
         self._tokens: list[int] = []
@@ -121,7 +129,9 @@ class QuorumAnswer:
         """
         territories = Territory.divided(self._quorum)
         opening = [
-            asyncio.create_task(self._swarm.route(self._request, self._top_logprobs, territory))
+            asyncio.create_task(
+                self._swarm.route(self._request, self._top_logprobs, self._demand, territory)
+            )
             for territory in territories
         ]
         try:

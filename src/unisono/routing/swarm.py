@@ -19,6 +19,7 @@ from unisono.routing.answer import MAX_ATTEMPTS, Attempt, RoutedAnswer
 from unisono.routing.chain import Chain, HopLost, HopRefused
 from unisono.routing.coordinates import ORIGIN, Coordinate
 from unisono.routing.costs import Costs
+from unisono.routing.demand import ANY, Demand
 from unisono.routing.experience import Experience
 from unisono.routing.health import status_of
 from unisono.routing.network import NodeStatus
@@ -27,6 +28,7 @@ from unisono.routing.prefixes import prefix_keys
 from unisono.routing.quorum import QuorumAnswer
 from unisono.routing.territory import Territory
 from unisono.types import GenerationRequest, LayerRange, ModelId, NodeId, SessionId
+from unisono.wire.claims import EPOCH_SECONDS
 from unisono.wire.link import Link, Links
 from unisono.wire.messages import Claimed, Message
 from unisono.wire.records import NodeRecord
@@ -68,6 +70,8 @@ class SwarmSettings:
     """Whether a second chain is opened when the first token is late."""
     price_seconds: float = 0.0
     """Seconds that a client would wait to save one millionth of the unit of prices."""
+    epoch_seconds: int = EPOCH_SECONDS
+    """Length of the network's epochs, which claims name."""
 
 
 class Swarm:
@@ -106,24 +110,33 @@ class Swarm:
         """Answers for which a second chain is open since the first token was late."""
 
     async def open(
-        self, request: GenerationRequest, *, top_logprobs: int = -1, quorum: int = 1
+        self,
+        request: GenerationRequest,
+        *,
+        top_logprobs: int = -1,
+        quorum: int = 1,
+        demand: Demand = ANY,
     ) -> RoutedAnswer | QuorumAnswer:
         """See `Network.open`."""
         if quorum == 1:
-            return await self.route(request, top_logprobs)
-        answer = QuorumAnswer(self, request, top_logprobs, quorum)
+            return await self.route(request, top_logprobs, demand)
+        answer = QuorumAnswer(self, request, top_logprobs, quorum, demand.shared(quorum))
         await answer.start()
         return answer
 
     async def route(
-        self, request: GenerationRequest, top_logprobs: int, territory: Territory | None = None
+        self,
+        request: GenerationRequest,
+        top_logprobs: int,
+        demand: Demand = ANY,
+        territory: Territory | None = None,
     ) -> RoutedAnswer:
         """An answer over one chain, which has no node in common with foreign territories.
 
         Raises:
-            CoverageMissing, CapacityMissing, NetworkUnreachable: as `Network.open`.
+            CoverageMissing, CapacityMissing, OfferMissing, NetworkUnreachable: as `Network.open`.
         """
-        answer = RoutedAnswer(self, request, top_logprobs, territory)
+        answer = RoutedAnswer(self, request, top_logprobs, demand, territory)
         await answer.start()
         self._answers.add(answer)
         return answer
@@ -210,6 +223,7 @@ class Swarm:
         top_logprobs: int,
         avoid: frozenset[NodeId],
         territory: Territory,
+        demand: Demand = ANY,
     ) -> Attempt:
         """Choose a chain and open it; hops that fail are left out and the choice repeated.
 
@@ -218,7 +232,7 @@ class Swarm:
         several: it alone answers for what it says.
 
         Raises:
-            NetworkUnreachable, CoverageMissing, CapacityMissing: no chain is left.
+            NetworkUnreachable, CoverageMissing, CapacityMissing, OfferMissing: no chain is left.
         """
         positions = len(request.prompt) + request.max_tokens
         count = self._layer_counts.get(request.model)
@@ -233,7 +247,9 @@ class Swarm:
         def choose() -> tuple[Path, Costs]:
             failed = avoid | refusing
             # after a failure nodes that proved themselves come first
-            costs = self.experience.costs(tokens, left, keys=keys, retry=bool(failed))
+            costs = self.experience.costs(
+                tokens, left, keys=keys, retry=bool(failed), demand=demand
+            )
             records = self.members.records()
             failed |= territory.foreign()
             if not territory.alone:
@@ -263,6 +279,7 @@ class Swarm:
                 top_logprobs,
                 draft=self.settings.draft,
                 clock=self.clock,
+                epoch_seconds=self.settings.epoch_seconds,
             )
             trial = self.experience.trial(path, costs, positions, keys=keys)
             attempt = Attempt(chain, trial)

@@ -18,6 +18,7 @@ from unisono.wire.bounds import (
     check_layers,
 )
 from unisono.wire.identity import SIGNATURE_BYTES, Identity, verify_signature
+from unisono.wire.terms import Terms
 
 LEASE_SECONDS = 15.0
 """How long a node's record is good: a node that does not announce itself this long is gone."""
@@ -60,6 +61,8 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     a block asks for its share of the layers."""
     price_out: Natural = 0
     """The same per million tokens of an answer."""
+    terms: Terms | None = None
+    """How it is paid; None: it serves for nothing."""
     warm: Annotated[tuple[Model, ...], Meta(max_length=MAX_WARM)] = ()
     """Other models that it holds ready."""
     relay: bool = False
@@ -78,7 +81,7 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def signed_bytes(self) -> bytes:
         """What the signature covers: everything else."""
-        return digest("record/1", canonical(msgspec.structs.replace(self, signature=b"")))
+        return digest("record/2", canonical(msgspec.structs.replace(self, signature=b"")))
 
     def signed_by(self, identity: Identity) -> NodeRecord:
         """The same record with the node's signature."""

@@ -1,0 +1,1 @@
+"""What serving costs, what it is sold for, and what buyers compare it with."""
