@@ -5,7 +5,7 @@ NODES ?= 3
 BIN := .venv/bin
 export PROMPT  # reaches the shell as a variable: quotes in it do no harm
 
-.PHONY: install dev run test test-slow lint clean
+.PHONY: install dev run test test-slow test-anvil lint clean
 
 .venv/installed: pyproject.toml setup.py constraints.txt $(wildcard src/unisono/native/cpp/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -30,6 +30,12 @@ test: .venv/installed-dev  ## the tests that a developer runs by habit
 
 test-slow: .venv/installed-dev  ## the tests with the real model and real processes
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+ANVIL := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/unisono/anvil
+test-anvil: .venv/installed-dev  ## the tests of settlement on anvil, which npm fetches
+	@test -n "$$UNISONO_ANVIL" || test -d "$(ANVIL)/node_modules" || \
+	  npm install --silent --no-audit --no-fund --prefix "$(ANVIL)" @foundry-rs/anvil@1.7.1
+	@$(BIN)/python -m pytest tests/settlement -m anvil $(ARGS)
 
 lint: .venv/installed-dev  ## style, types, direction of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/lint-imports

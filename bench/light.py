@@ -47,10 +47,12 @@ from unisono.verification.light.field import (
     secret_vector,
     weights_product,
 )
+from unisono.verification.light.making import build
 from unisono.verification.light.messages import CellName, TraceCommitment
-from unisono.verification.light.secrets import Claimed, Secrets, build
+from unisono.verification.light.responder import Responder
+from unisono.verification.light.secrets import Claimed, Secrets
 from unisono.verification.light.steps import PRODUCTS
-from unisono.verification.light.trace import Responder, Trace
+from unisono.verification.light.trace import Trace
 from unisono.verification.receipt import Receipt, from_json, to_json
 from unisono.wire.claims import HopClaim, tokens_root
 from unisono.wire.identity import Identity

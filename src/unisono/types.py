@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import NewType, Protocol
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from unisono.errors import ConfigurationError
 
@@ -23,6 +24,9 @@ ModelId = NewType("ModelId", str)
 
 SessionId = NewType("SessionId", str)
 """32 lowercase hex digits, drawn at random by the gateway for one attempt at one request."""
+
+EvmAddress = NewType("EvmAddress", str)
+"""`0x` and 40 hex digits with the EIP-55 checksum in their case: who owns money on a chain."""
 
 Q16 = 1 << 16
 """The unit of fixed-point numbers with 16 fraction bits."""
@@ -122,6 +126,9 @@ class GenerationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """Token ids that end the answer (end of text, end of turn)."""
     stop: tuple[str, ...] = ()
     """Strings that end the answer."""
+    ensemble: tuple[ModelId, ...] | UnsetType = UNSET
+    """The models whose mean distribution the tokens are drawn from, `model` among them. Absent in
+    all encodings, those that are hashed included, where `model` alone decides."""
 
 
 class SampledToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -134,6 +141,17 @@ class SampledToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Natural-log probability before any filter, 16 fraction bits."""
     top: tuple[tuple[int, int], ...] = ()
     """(token id, log probability) of the likeliest tokens, if they were asked for."""
+
+
+class Distribution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one model of an ensemble says of the next token (`numerics.ensemble`)."""
+
+    ids: tuple[int, ...]
+    """The likeliest tokens, best first, ties by id."""
+    likelihoods: tuple[int, ...]
+    """Of each, relative to the first: 28 fraction bits, above 0."""
+    rest: int
+    """The sum of all others'."""
 
 
 def is_hex(text: str, size: int) -> bool:
@@ -156,9 +174,21 @@ def digest(domain: str, *parts: bytes) -> bytes:
     return state.digest()
 
 
+def tokens_hash(tokens: Sequence[int]) -> bytes:
+    """SHA-256 of token ids of 4 bytes each, little-endian."""
+    return hashlib.sha256(b"".join(t.to_bytes(4, "little") for t in tokens)).digest()
+
+
 def request_hash(request: GenerationRequest) -> str:
     """64 hex digits that name the canonical request; every hop signs it."""
-    return digest("request/1", canonical(request)).hex()
+    terms = msgspec.structs.replace(request, prompt=())
+    return request_hash_over(terms, len(request.prompt), tokens_hash(request.prompt))
+
+
+def request_hash_over(terms: GenerationRequest, count: int, prompt: bytes) -> str:
+    """The same of a request without its prompt, which only its length and `tokens_hash` stand for:
+    so that what was asked for can be shown without what was said."""
+    return digest("request/2", count.to_bytes(8, "little"), prompt, canonical(terms)).hex()
 
 
 class Limits(Protocol):

@@ -35,6 +35,7 @@ def session(
 ) -> HopSession:
     """A session whose prompt has 3 tokens and whose answer may have 4."""
     opened: Any = SimpleNamespace(
+        weigh=False,
         session="5e" * 16,
         request_hash="4e" * 32,
         gateway="6a" * 32,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -11,6 +12,7 @@ from unisono.clock import VirtualClock
 from unisono.errors import ConfigurationError, ReceiptError
 from unisono.gateway.receipts import ReceiptStore
 from unisono.types import GenerationRequest
+from unisono.verification.audit_note import AuditNote
 from unisono.verification.receipt import VERSION, Receipt, from_json
 from unisono.wire.identity import Identity
 
@@ -103,4 +105,31 @@ async def test_receipts_stored_at_the_same_time_are_all_counted() -> None:
     store = ReceiptStore(None)
     await asyncio.gather(*(store.put(receipt(i)) for i in range(20)))
     assert store.count == 20
+    store.close()
+
+
+def note(hop: int, verdict: Literal["VALID", "INVALID", "INCONCLUSIVE"]) -> AuditNote:
+    return AuditNote(hop, GATEWAY.node_id, 7, verdict, None, "as found", 3, 3, ())
+
+
+async def test_what_audits_found_comes_with_the_receipt_and_goes_with_it() -> None:
+    store = ReceiptStore(None, max_count=2)
+    name = await store.put(receipt(1))
+    await store.note("unknown", note(0, "VALID"))
+    await store.note(name, note(1, "INCONCLUSIVE"))
+    await store.note(name, note(0, "VALID"))
+    await store.note(name, note(1, "INVALID"))
+    data = await store.get(name)
+    assert data is not None
+    found = from_json(data)
+    assert found.audits == (note(0, "VALID"), note(1, "INVALID"))
+    assert found.signature_is_good()
+    assert found.signed_bytes() == receipt(1).signed_bytes()
+    for number in (2, 3):
+        await store.put(receipt(number))
+    assert await store.get(name) is None
+    count = await store._run(
+        lambda: store._database.execute("SELECT count(*) FROM audits").fetchone()[0]
+    )
+    assert count == 0
     store.close()

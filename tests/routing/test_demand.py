@@ -14,6 +14,7 @@ from unisono.routing.paths import best_path, standbys
 from unisono.wire.terms import Terms
 
 ADDRESS = "0x" + "12" * 20
+WALLETS = frozenset({(31337, ADDRESS)})
 
 
 def terms(**more: Any) -> Terms:
@@ -21,7 +22,8 @@ def terms(**more: Any) -> Terms:
 
 
 def best(records: Any, demand: Demand, **more: Any) -> Any:
-    return best_path(records, MODEL, LAYERS, 1, costs_of(demand=demand, **more))
+    costs = costs_of(**({"demand": demand, "wallets": WALLETS} | more))
+    return best_path(records, MODEL, LAYERS, 1, costs)
 
 
 def test_a_block_asks_for_its_share_of_the_layers() -> None:
@@ -95,6 +97,17 @@ def test_levels_and_stakes_are_floors() -> None:
     full = record(2, 0, 5, free_positions=0, terms=terms(tier=2))
     with pytest.raises(CapacityMissing):
         best([plain, full], Demand(tier=2))
+
+
+def test_a_gateway_asks_only_nodes_that_it_can_pay() -> None:
+    free = record(0, 0, 5, step_us=9000)
+    paid = record(1, 0, 5, step_us=1000, terms=terms())
+    assert best([free, paid], Demand()) == (paid,)
+    elsewhere = frozenset({(1, ADDRESS)})
+    for wallets in (frozenset[Any](), elsewhere):
+        assert best([free, paid], Demand(), wallets=wallets) == (free,)
+        with pytest.raises(OfferMissing, match="cannot pay"):
+            best([paid], Demand(), wallets=wallets)
 
 
 def test_whoever_stands_by_keeps_the_terms_too() -> None:

@@ -270,9 +270,25 @@ def test_a_block_asks_for_its_share_of_the_price() -> None:
 def test_a_banned_node_is_the_last_resort() -> None:
     liar, slow = record(0, 0, 5, step_us=1000), record(1, 0, 5, step_us=90_000)
     costs = costs_of()
-    costs.reputation.saw(liar, Deed.NOT_HELD)
+    for _ in range(2):
+        costs.reputation.saw(liar, Deed.PRICE_BROKEN)
     assert best([liar, slow], costs) == (slow,)
     assert best([liar], costs) == (liar,)
+
+
+def test_a_convicted_node_and_one_that_lacks_its_layers_are_no_resort() -> None:
+    denied, guilty, good = (record(i, 0, 5, step_us=1000 + i) for i in range(3))
+    costs = costs_of()
+    costs.reputation.saw(denied, Deed.NOT_HELD)
+    costs.reputation.convict(guilty.node)
+    assert best([denied, guilty, good], costs) == (good,)
+    with pytest.raises(CapacityMissing, match="convicted"):
+        best([denied, guilty], costs)
+    for _ in range(50):
+        costs.reputation.saw(guilty, Deed.COMPLETED)
+    with pytest.raises(CapacityMissing):
+        best([guilty], costs)
+    assert standbys((good,), [denied, guilty], 1, costs) == (None,)
 
 
 def test_measured_speed_replaces_the_advertised_one() -> None:

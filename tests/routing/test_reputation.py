@@ -11,6 +11,8 @@ from tests.routing.records import KEYS, record
 from unisono.clock import VirtualClock
 from unisono.routing.reputation import (
     BLAME,
+    GUILT_HALF_LIFE,
+    GUILT_LIMIT,
     HALF_LIFE,
     PRIOR_BAD,
     PRIOR_GOOD,
@@ -18,6 +20,7 @@ from unisono.routing.reputation import (
     Deed,
     Reputation,
     believed,
+    guilt,
     judged,
     odds,
 )
@@ -174,3 +177,45 @@ def test_memory_of_standings_is_bounded() -> None:
         reputation.saw(hop, Deed.PRICE_BROKEN)
         assert reputation.banned(hop)
     assert len(reputation._standings) == 10
+
+
+async def test_a_conviction_lasts_whatever_else_is_seen_and_fades() -> None:
+    clock = VirtualClock()
+    reputation = Reputation(clock)
+    reputation.convict(NODE.node)  # who was never met here
+    for _ in range(100):
+        reputation.saw(NODE, Deed.COMPLETED)
+    assert reputation.convicted(NODE.node)
+    assert reputation.barred(NODE)
+    assert reputation.banned(NODE)
+    assert reputation.score(NODE) == 0
+    await clock.advance(GUILT_HALF_LIFE - 1)
+    assert reputation.barred(NODE)
+    await clock.advance(2)
+    assert not reputation.barred(NODE)
+    for _ in range(2):
+        reputation.convict(NODE.node)
+    await clock.advance(GUILT_HALF_LIFE + 1)
+    assert reputation.barred(NODE)
+
+
+def test_strangers_do_not_push_a_conviction_out() -> None:
+    reputation = Reputation(VirtualClock(), limit=2)
+    reputation.convict(NODE.node)
+    for number in range(1, 9):
+        reputation.saw(record(number, 0, 5), Deed.COMPLETED)
+    assert reputation.barred(NODE)
+
+
+@given(st.lists(st.tuples(st.sampled_from(list(Deed)), st.floats(0, 1e6)), max_size=12))
+def test_guilt_is_a_function_of_the_convictions_alone(deeds: list[tuple[Deed, float]]) -> None:
+    def all_of(kinds: set[Deed]) -> float:
+        standing, now = STRANGER, 0.0
+        for deed, passed in deeds:
+            now += passed
+            if deed in kinds:
+                standing = judged(standing, deed, now)
+        return guilt(standing, now)
+
+    assert all_of(set(Deed)) == all_of({Deed.CONVICTED})
+    assert 0 <= all_of(set(Deed)) <= GUILT_LIMIT

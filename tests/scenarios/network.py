@@ -23,6 +23,7 @@ from unisono.models.loading import load_block
 from unisono.models.store import StoredModel
 from unisono.models.torch_decoder import TorchDecoder
 from unisono.models.weights import BlockWeights
+from unisono.numerics.ensemble import choose_jointly
 from unisono.routing.membership import Membership
 from unisono.routing.placement import even_blocks
 from unisono.routing.swarm import Swarm
@@ -153,10 +154,13 @@ class TinyNode:
         kv_bytes: int = KV_BYTES,
         overcommit: float = OVERCOMMIT,
         worker: type[Worker] = Worker,
+        model: StoredModel | None = None,
     ) -> None:
+        """`model`: another than the network's own."""
+        self.model = model or network.model
         self.identity = Identity.generate()
         self.layers = layers
-        self.engine = Engine(make(network.model, layers, kv_bytes))
+        self.engine = Engine(make(self.model, layers, kv_bytes))
         self._network = network
         self._overcommit = overcommit
         self._worker_kind = worker
@@ -167,7 +171,7 @@ class TinyNode:
         self.address = await self.transport.bind()
         self.worker = self._worker_kind(
             self.engine,
-            self._network.model.id,
+            self.model.id,
             self.identity,
             self.transport,
             self.address,
@@ -195,7 +199,12 @@ class TinyNode:
 class TinyNetwork:
     """Nodes, and a gateway that routes over them."""
 
-    def __init__(self, model: StoredModel, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        model: StoredModel,
+        clock: Clock | None = None,
+        others: Sequence[StoredModel] = (),
+    ) -> None:
         self.model = model
         self.clock = clock or SystemClock()
         self.hub = MemoryNetwork(self.clock)
@@ -206,8 +215,9 @@ class TinyNetwork:
             self.transport,
             self.gateway.node_id,
             self.members,
-            {model.id: model.layer_count},
+            {each.id: each.layer_count for each in (model, *others)},
             self.clock,
+            combine=choose_jointly,
         )
         self.nodes: list[TinyNode] = []
 
@@ -509,18 +519,24 @@ async def tiny_network(
     spares: int = 0,
     make: dict[int, MakeDecoder] | None = None,
     clock: Clock | None = None,
+    others: Sequence[tuple[StoredModel, int]] = (),
     **options: Any,
 ) -> AsyncIterator[TinyNetwork]:
     """A running network of one node per block, and `spares` more nodes for every block.
 
-    `make`: for some nodes, by index, a decoder that is not the honest one.
+    `make`: for some nodes, by index, a decoder that is not the honest one. `others`: more models,
+    each cut into so many blocks.
     """
-    network = TinyNetwork(model, clock)
+    network = TinyNetwork(model, clock, [other for other, _ in others])
     cut = even_blocks(model.layer_count, blocks) if isinstance(blocks, int) else tuple(blocks)
     try:
         await network.transport.bind()
         for index, layers in enumerate(cut * (1 + spares)):
             await network.add(layers, make=(make or {}).get(index, honest), **options)
+        for other, count in others:
+            for layers in even_blocks(other.layer_count, count) * (1 + spares):
+                made = (make or {}).get(len(network.nodes), honest)
+                await network.add(layers, model=other, make=made, **options)
         yield network
     finally:
         await network.close()

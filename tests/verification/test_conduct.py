@@ -46,9 +46,10 @@ def test_one_conviction_outweighs_any_past_for_months() -> None:
 
 
 def test_every_fault_that_can_be_proven_excludes_but_a_vote_against_the_many() -> None:
-    for kind in PROVABLE - {"dissent"}:
+    grave = PROVABLE - {"dissent"} | {"convicted", "false_challenge"}
+    for kind in grave:
         assert excluded(after(STRANGER, kind, 0.0), 0.0)
-    for kind in GRAVITY.keys() - PROVABLE - {"convicted"} | {"dissent"}:
+    for kind in GRAVITY.keys() - grave:
         assert not excluded(after(STRANGER, kind, 0.0), 0.0)
 
 

@@ -155,3 +155,24 @@ def test_amounts_below_zero_are_refused() -> None:
 def test_audits_at_the_default_rate_cost_a_network_at_most_a_per_cent() -> None:
     """Even if a replay costs two thirds of the answer, as it does beside a full batch."""
     assert overhead(DEFAULT_RATE, DEFAULT_SEATS, 2 / 3) <= 0.01
+
+
+def test_a_committee_grows_where_its_error_would_leave_an_answer_without_cover() -> None:
+    small = plan(Exposure(gain=1000, stake=1500))
+    assert (small.seats, small.covered) == (DEFAULT_SEATS, True)
+    large = plan(Exposure(gain=1000, stake=1270))
+    assert large.seats > DEFAULT_SEATS
+    assert large.covered
+    # none covers less than the gain: then the tier's own has to do
+    none = plan(Exposure(gain=1000, stake=1000))
+    assert (none.seats, none.covered) == (DEFAULT_SEATS, False)
+
+
+def test_a_node_that_never_stops_cheating_is_reckoned_with() -> None:
+    """Until the verdict on the first false answer that is audited, others follow."""
+    alone = Exposure(gain=100, stake=60_000)
+    many = Exposure(gain=100, stake=60_000, open_answers=400)
+    rate, found = 5_000, 0.9
+    q = rate / MILLION * found
+    assert loss_per_answer(alone, rate, found) == pytest.approx(q * 60_000)
+    assert loss_per_answer(many, rate, found) == pytest.approx(60_000 / (1 / q + 399))

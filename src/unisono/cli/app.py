@@ -14,10 +14,14 @@ from typer.core import TyperGroup
 
 from unisono.cli import (
     INTERRUPTED,
+    audit,
     bench,
+    chain,
     chat,
     cost,
+    dispute,
     gateway,
+    keys,
     models,
     node,
     perplexity,
@@ -167,10 +171,14 @@ app.command()(node.node)
 app.command()(gateway.gateway)
 app.command()(chat.chat)
 app.command()(verify.verify)
+app.command()(audit.audit)
+app.command()(dispute.dispute)
 app.command()(perplexity.perplexity)
 app.add_typer(models.app, name="models")
 app.command()(status.status)
 app.command()(bench.bench)
 app.command()(simulate.simulate)
+app.add_typer(chain.app, name="chain")
+app.add_typer(keys.app, name="keys")
 app.command()(price.price)
 app.command()(cost.cost)

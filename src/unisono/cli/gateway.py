@@ -66,6 +66,9 @@ def gateway(
             "is the same.",
         ),
     ] = True,
+    audit_rate: o.AuditRate = 0.5,
+    beacon: o.Beacon = None,
+    epoch_seconds: o.EpochSeconds = 60,
     verbose: o.Verbose = False,
 ) -> None:
     """Run a gateway without nodes until Ctrl-C; nodes join with the address that it prints.
@@ -87,10 +90,11 @@ def gateway(
     """
     del verbose
     from unisono.cli.preparation import prepared
-    from unisono.compose.node_settings import join_addresses
+    from unisono.compose.node_settings import beacon_operators, join_addresses
     from unisono.config import state_directory
 
     join_addresses(join)  # before anything slow
+    operators = beacon_operators(beacon or ())
     if fallback or fallback_key:
         from unisono.gateway import parse_fallbacks
 
@@ -116,6 +120,9 @@ def gateway(
         fallback_keys=tuple(fallback_key or ()),
         fall_back_when_full=fallback_when_full,
         availability_threshold=round(10 * availability_threshold),
+        audit_rate=round(10_000 * audit_rate),
+        beacon=operators,
+        epoch_seconds=epoch_seconds,
     )
     import asyncio
 

@@ -8,13 +8,15 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unisono.errors import ConfigurationError, UnisonoError
 
 if TYPE_CHECKING:
+    from unisono.compose.chain_settings import ChainSettings
     from unisono.compose.gateway import Front
     from unisono.compose.local import LocalNode
+    from unisono.compose.local_chain import LocalChain
     from unisono.compose.node_settings import NodeSettings
     from unisono.models.store import StoredModel
     from unisono.types import PeerAddress
@@ -50,6 +52,14 @@ class LocalSettings:
     """CPU threads of each node; None: the nodes share the cores evenly."""
     restart: bool = False
     """Whether nodes that die are started again."""
+    audit_rate: int = 5_000
+    """Claims per million that committees compute again."""
+    epoch_seconds: int = 60
+    paid: bool = False
+    """Whether nodes are paid, over a chain of this machine's own."""
+    price_in: int = 20_000
+    """Millionths of the test coin per million prompt tokens."""
+    price_out: int = 80_000
     log_level: int = logging.WARNING
 
 
@@ -68,9 +78,12 @@ class _Place:
 class LocalNetwork:
     """Made by `local_network`."""
 
-    def __init__(self, settings: LocalSettings, front: Front, say: Say) -> None:
+    def __init__(
+        self, settings: LocalSettings, front: Front, say: Say, chain: LocalChain | None = None
+    ) -> None:
         self._settings, self._say = settings, say
         self.front = front
+        self._chain = chain
         self._places: list[_Place] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._starting: asyncio.Future[None] | None = None
@@ -116,6 +129,8 @@ class LocalNetwork:
                         transport=settings.transport,
                         key=str(key) if key else None,
                         threads=threads,
+                        epoch_seconds=settings.epoch_seconds,
+                        **self._selling(number),
                     ),
                     spare=number >= count,
                 )
@@ -134,6 +149,20 @@ class LocalNetwork:
         await self._ready(spare)
         if settings.restart:
             self._tasks = [asyncio.create_task(self._keep(place)) for place in self._places]
+
+    def _selling(self, number: int) -> dict[str, Any]:
+        """A node's part in the money."""
+        from unisono.compose.chain_settings import ChainSettings, SellerSettings
+
+        if self._chain is None:
+            return {}
+        settings, chain = self._settings, self._chain
+        state = settings.state / "money" / f"node-{number}" if settings.state else None
+        folder = None if state is None else str(state)
+        return {
+            "chain": ChainSettings(chain.url, str(chain.deployment_file), folder),
+            "seller": SellerSettings(settings.price_in, settings.price_out),
+        }
 
     async def close(self) -> None:
         """Stop everything; idempotent."""
@@ -245,6 +274,9 @@ async def local_network(settings: LocalSettings, say: Say) -> AsyncGenerator[Loc
     from unisono.compose.gateway import Front, FrontSettings
 
     state = settings.state
+    chain, money = None, None
+    if settings.paid:
+        chain, money = await _money(settings)
     front = Front(
         FrontSettings(
             model=settings.model.id,
@@ -252,18 +284,57 @@ async def local_network(settings: LocalSettings, say: Say) -> AsyncGenerator[Loc
             host=settings.host,
             port=settings.port,
             transport=settings.transport,
-            key=str(state / "keys" / "gateway.key") if state else None,
+            key=_gateway_key(state, chain),
             receipts=str(state / "receipts.sqlite") if state else None,
             api_keys=settings.api_keys,
+            audit_rate=settings.audit_rate,
+            epoch_seconds=settings.epoch_seconds,
+            chain=money,
         )
     )
-    network = LocalNetwork(settings, front, say)
+    network = LocalNetwork(settings, front, say, chain)
     try:
         await network.start()
         yield network
     finally:
         with anyio.CancelScope(shield=True):
             await network.close()
+            if chain is not None:
+                await chain.close()
+
+
+def _gateway_key(state: Path | None, chain: LocalChain | None) -> str | None:
+    """The gateway's key file: its money is its key's, so that with a chain there is one."""
+    if state is not None:
+        return str(state / "keys" / "gateway.key")
+    return None if chain is None else str(chain.folder / "gateway.key")
+
+
+async def _money(settings: LocalSettings) -> tuple[LocalChain, ChainSettings]:
+    """A chain of this machine's own with the contracts, and coins for the gateway.
+
+    Raises:
+        UnisonoError: it does not start, or does not do what it should.
+    """
+    from unisono.compose.chain_settings import ChainSettings
+    from unisono.compose.local_chain import LocalChain
+    from unisono.compose.wallet import settlement_key
+    from unisono.wire.identity import Identity
+
+    state = settings.state
+    chain = LocalChain(state / "chain" if state else None)
+    try:
+        await chain.start()
+        folder = str(state / "money" / "gateway") if state else None
+        money = ChainSettings(chain.url, str(chain.deployment_file), folder)
+        identity = Identity.load_or_create(str(_gateway_key(state, chain)))
+        key = settlement_key(money, identity)
+        await chain.deploy(key)
+        await chain.endow(key, key.address)
+    except BaseException:
+        await chain.close()
+        raise
+    return chain, money
 
 
 @contextmanager

@@ -61,6 +61,8 @@ def node(
     kv_gib: Annotated[
         float, typer.Option("--kv-gib", min=0.01, help="Memory for running sessions, in GiB.")
     ] = 2.0,
+    beacon: o.Beacon = None,
+    epoch_seconds: o.EpochSeconds = 60,
     verbose: o.Verbose = False,
 ) -> None:
     """Run one node until Ctrl-C; with --join it serves a network.
@@ -80,9 +82,10 @@ def node(
     """
     del verbose
     block = parse_layers(layers) if layers is not None else None
-    from unisono.compose.node_settings import NodeSettings, join_addresses
+    from unisono.compose.node_settings import NodeSettings, beacon_operators, join_addresses
 
     join_addresses(relay)
+    operators = beacon_operators(beacon or ())
     for address in join_addresses(join):  # before anything slow
         transport = transport or _known_transport(address)
         if address.transport != transport.value:
@@ -108,6 +111,8 @@ def node(
         kv_bytes=int(kv_gib * (1 << 30)),
         device=device.value,
         threads=threads,
+        beacon=operators,
+        epoch_seconds=epoch_seconds,
     )
     import asyncio
 

@@ -96,6 +96,33 @@ Device = Annotated[
 Transport = Annotated[
     TransportName, typer.Option("--transport", help="How nodes reach each other.")
 ]
+AuditRate = Annotated[
+    float,
+    typer.Option(
+        "--audit-rate",
+        min=0,
+        max=100,
+        help="Percent of the answers of well-known nodes that committees compute again; of "
+        "strangers up to 20 times as many.",
+    ),
+]
+Beacon = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--beacon",
+        help="Node id of an operator of the audits' beacon; repeat it for several. Else the one "
+        "that founded the network.",
+    ),
+]
+EpochSeconds = Annotated[
+    int,
+    typer.Option(
+        "--epoch-seconds",
+        min=1,
+        max=86_400,
+        help="Length of an epoch of audits: the same on every member of a network.",
+    ),
+]
 MaxTokens = Annotated[
     int, typer.Option("--max-tokens", min=1, help="The longest answer, in tokens.")
 ]

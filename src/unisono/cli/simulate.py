@@ -47,6 +47,19 @@ def simulate(
     regions: Annotated[
         Regions, typer.Option("--regions", help="What makes nodes know each other.")
     ] = Regions.HASH,
+    market: Annotated[
+        bool,
+        typer.Option(
+            "--market",
+            help="Simulate the economy of operators instead: prices, cheating, stakes, volatile "
+            "coins, tricks of bidders. Of the other options only --nodes (operators), --seed, "
+            "--plot and --json count.",
+        ),
+    ] = False,
+    tables: Annotated[
+        Path | None,
+        typer.Option("--csv", metavar="FOLDER", help="With --market: write every part as CSV."),
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option("--plot", metavar="FILE", help="Draw the curves (needs matplotlib)."),
@@ -71,8 +84,17 @@ def simulate(
     [cyan]unisono simulate --nodes 1000 --hours 0.25 --scenario churn[/]
 
     [cyan]unisono simulate --nodes 1000 --policy random --json - | jq .first_token_ms[/]
+
+    [cyan]unisono simulate --market --nodes 2000 --plot economy.png --csv tables[/]
     """
     del verbose
+    if market:
+        from unisono.cli.simulate_market import simulate_economy
+
+        simulate_economy(nodes, seed, tables, plot, json_file)
+        return
+    if tables is not None:
+        raise typer.BadParameter("--csv goes with --market", param_hint="'--csv'")
     from unisono.cli.terminal import out, progress_bar
     from unisono.simulation.plot import check_target, draw
     from unisono.simulation.run import simulate as run

@@ -25,13 +25,31 @@ def up(
     transport: o.Transport = o.TransportName.iroh,
     threads: o.Threads = None,
     api_key: o.ApiKeys = None,
+    audit_rate: o.AuditRate = 0.5,
+    epoch_seconds: o.EpochSeconds = 60,
+    no_chain: Annotated[
+        bool,
+        typer.Option(
+            "--no-chain",
+            help="Nodes serve for nothing; else they are paid in a test coin on a chain of this "
+            "machine's own.",
+        ),
+    ] = False,
+    price_in: Annotated[
+        float, typer.Option("--price-in", min=0.0, help="Per million prompt tokens.")
+    ] = 0.02,
+    price_out: Annotated[
+        float, typer.Option("--price-out", min=0.0, help="Per million answer tokens.")
+    ] = 0.08,
     verbose: o.Verbose = False,
 ) -> None:
     """Start a gateway and local nodes, and keep them until Ctrl-C.
 
     The gateway speaks OpenAI's HTTP interface. Keys and receipts are kept per port in the state
     folder ($UNISONO_STATE or ~/.local/state/unisono), so the network is the same one after a
-    restart; with --port 0 they are not kept. A node that dies is reported and started again.
+    restart; with --port 0 they are not kept. Nodes are paid for what they sign, over a chain of
+    this machine's own: leave that out with --no-chain. A node that dies is reported and started
+    again.
 
     [bold]Examples[/]
 
@@ -66,6 +84,11 @@ def up(
         api_keys=tuple(api_key or ()),
         state=state_directory() / "networks" / str(port) if port else None,
         restart=True,
+        audit_rate=round(10_000 * audit_rate),
+        epoch_seconds=epoch_seconds,
+        paid=not no_chain and join is None,
+        price_in=round(1_000_000 * price_in),
+        price_out=round(1_000_000 * price_out),
         log_level=logging.INFO if verbose else logging.WARNING,
     )
     waiting = err.status(f"Starting {nodes + spare} nodes and a gateway …")

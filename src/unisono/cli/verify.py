@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unisono.cli import options as o
+from unisono.cli.visits import UNDECIDED, read_bytes, undecided
 
 if TYPE_CHECKING:
     from unisono.verification.unverified import UnverifiedReceipt
@@ -29,6 +31,22 @@ def verify(
             help="Judge a file of evidence (- for stdin) instead of a receipt: who lied.",
         ),
     ] = None,
+    trust: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NODE_ID",
+            help="With --evidence: believe this arbiter about time, or this auditor about who sat "
+            "in its committee; repeat it for several.",
+        ),
+    ] = None,
+    secrets: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --evidence: your secrets of the model, to check what an audit opened; "
+            "'unisono audit --prepare' makes them.",
+        ),
+    ] = None,
     api_key: o.ApiKey = None,
     as_json: o.Json = False,
     verbose: o.Verbose = False,
@@ -37,10 +55,12 @@ def verify(
 
     Prints VALID, or INVALID with what is wrong, at which hop, layers and position, and the node
     that signed it. An answer that a gateway's fallback fetched from outside the network is NOT
-    VERIFIABLE. Exit code 0 for VALID, 1 for everything else.
+    VERIFIABLE. Exit code 0 for VALID, 1 for INVALID or NOT VERIFIABLE, 2 if it cannot be judged,
+    such as a file that is no receipt, or a model that is not here.
 
-    With --evidence, says which node a file of evidence convicts, or that it proves nothing; no
-    weights are needed. Exit code 0 if somebody is convicted, 1 if not.
+    With --evidence, says which node a file of evidence convicts (claims, a dispute, a committee's
+    audit or misconduct, an opening), or that it proves nothing; no weights are needed. Exit code
+    0 if somebody is convicted, 1 if not, 2 if the file cannot be read.
 
     [bold]Examples[/]
 
@@ -57,25 +77,30 @@ def verify(
         raise typer.BadParameter("give a RECEIPT or --evidence FILE", param_hint="RECEIPT")
     if receipt is None:
         assert evidence is not None
-        raise typer.Exit(0 if _judge(evidence, as_json=as_json) else 1)
+        with undecided():
+            convicted = _judge(evidence, trust or (), secrets, as_json=as_json)
+        raise typer.Exit(0 if convicted else 1)
+    if trust or secrets:
+        raise typer.BadParameter("goes with --evidence", param_hint="--trust, --secrets")
     import msgspec
 
     from unisono.cli.replay import replay_receipt, show_verdict
     from unisono.cli.terminal import err
     from unisono.errors import ReceiptError
     from unisono.verification.packed import MAGIC, unpack
-    from unisono.verification.receipt import read_json, to_json
+    from unisono.verification.receipt import MAX_BYTES, read_json, to_json
     from unisono.verification.unverified import UnverifiedReceipt
     from unisono.verification.verdict import Verdict
 
-    try:
-        data = _read(receipt, api_key)
-        read = unpack(data) if data.startswith(MAGIC) else read_json(data)
-    except ReceiptError as error:
-        if as_json:
-            _print_json({"verdict": "INCONCLUSIVE", "message": str(error), "receipt_id": None})
-            raise typer.Exit(1) from error
-        raise
+    with undecided():
+        try:
+            data = read_bytes(receipt, MAX_BYTES, "receipt", api_key)
+            read = unpack(data) if data.startswith(MAGIC) else read_json(data)
+        except ReceiptError as error:
+            if as_json:
+                _print_json({"verdict": "INCONCLUSIVE", "message": str(error), "receipt_id": None})
+                raise typer.Exit(UNDECIDED) from error
+            raise
     if isinstance(read, UnverifiedReceipt):
         _not_verifiable(read, as_json=as_json)
         raise typer.Exit(1)
@@ -91,18 +116,20 @@ def verify(
         _print_json(msgspec.to_builtins(judgement) | {"receipt_id": read.id})
     else:
         show_verdict(judgement)
-    raise typer.Exit(0 if judgement.verdict == "VALID" else 1)
+    raise typer.Exit({"VALID": 0, "INVALID": 1}.get(judgement.verdict, UNDECIDED))
 
 
-def _judge(where: str, *, as_json: bool) -> bool:
+def _judge(where: str, trust: Sequence[str], secrets: Path | None, *, as_json: bool) -> bool:
     """Print what a file of evidence shows; whether somebody is convicted."""
     import msgspec
     from rich.text import Text
 
     from unisono.cli.terminal import out, printable
-    from unisono.verification import evidence
+    from unisono.types import NodeId
+    from unisono.verification import cases
 
-    found = evidence.judge(evidence.from_json(_read_file(where, evidence.MAX_BYTES, "evidence")))
+    case = cases.from_json(read_bytes(where, cases.MAX_BYTES, "evidence"))
+    found = cases.judge(case, {NodeId(node) for node in trust}, secrets)
     convicted = found.verdict == "INVALID"
     if as_json:
         report: dict[str, Any] = {"convicted": convicted, "message": found.message}
@@ -147,34 +174,3 @@ def _print_json(report: dict[str, Any]) -> None:
     import msgspec
 
     sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
-
-
-def _read(where: str, api_key: str | None) -> bytes:
-    from unisono.errors import ReceiptError
-    from unisono.verification.receipt import MAX_BYTES
-
-    if where.startswith(("http://", "https://")):
-        from unisono.cli.client import GatewayClient
-
-        base, _, name = where.partition("/v1/receipts/")
-        if not name:
-            raise ReceiptError(f"'{where}' names no receipt: expected http://HOST/v1/receipts/ID")
-        with GatewayClient(base, api_key) as client:
-            return client.receipt(name)
-    return _read_file(where, MAX_BYTES, "receipt")
-
-
-def _read_file(where: str, limit: int, what: str) -> bytes:
-    """At most one byte more than `limit`, so that what reads it sees that it is too large."""
-    from unisono.errors import ReceiptError
-
-    try:
-        if where == "-":
-            return sys.stdin.buffer.read(limit + 1)
-        with Path(where).open("rb") as file:
-            return file.read(limit + 1)
-    except OSError as error:
-        raise ReceiptError(
-            f"cannot read the {what} {where}: {error.strerror}; give a file"
-            + (", a URL or -" if what == "receipt" else " or -")
-        ) from error

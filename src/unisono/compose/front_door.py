@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from unisono.errors import PeerCheating, PeerGone
 from unisono.routing.gossip import Gossip
+from unisono.routing.notices import NoticeBoard
 from unisono.types import NodeId
+from unisono.wire.audit_messages import AuditSummons, DisputeCall, DisputeHost
 from unisono.wire.frames import decode_frame, encode_frame
 from unisono.wire.gossip_messages import Beat, Exchange
 from unisono.wire.messages import Ping, Pong, Refused
+from unisono.wire.notices import NoticesAsked, NoticesTold
 from unisono.wire.transports.base import Stream, StreamHandler
+from unisono.wire.verification_messages import ReplayTask, RowsTask
+
+if TYPE_CHECKING:  # gateways use this door too, and have neither
+    from unisono.compose.respondent import Respondent
+    from unisono.verification.fraud.hosting import GameHost
+    from unisono.verification.stakes.member import Member
 
 FIRST_MESSAGE_SECONDS = 10.0
 
@@ -22,6 +32,15 @@ class FrontDoor:
         self._gossip = gossip
         self.service: StreamHandler | None = None
         """Takes the streams that are not gossip; None: there is no such service (yet)."""
+        self.respondent: Respondent | None = None
+        """Answers for what this node signed; None: it signs nothing (yet)."""
+        self.host: GameHost | None = None
+        """Hosts disputes of others."""
+
+        self.board: NoticeBoard | None = None
+        """Hears and tells notices."""
+        self.committee: Member | None = None
+        """Replays for auditors; None: this member computes nothing (yet)."""
 
     async def handle(self, stream: Stream) -> None:
         """Serve one stream that a peer opened.
@@ -37,8 +56,16 @@ class FrontDoor:
         message, body = decode_frame(frame)
         if isinstance(message, Exchange | Beat):
             await self._gossip.handle(stream, message, body)
+        elif self.board is not None and isinstance(message, NoticesAsked | NoticesTold):
+            await self.board.handle(stream, message, body)
+        elif self.committee is not None and isinstance(message, ReplayTask | RowsTask):
+            await self.committee.handle(stream, message, body)
         elif isinstance(message, Ping):
             await stream.send(encode_frame(Pong(message.nonce)))
+        elif self.respondent is not None and isinstance(message, AuditSummons | DisputeCall):
+            await self.respondent.handle(stream, message, body)
+        elif self.host is not None and isinstance(message, DisputeHost):
+            await self.host.handle(stream, message, body)
         elif self.service is not None:
             await self.service(ReopenedStream(stream, frame))
         else:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from unisono.clock import SystemClock
+from unisono.clock import Clock, SystemClock
+from unisono.compose.audits import Audits
+from unisono.compose.chain_settings import ChainSettings
 from unisono.compose.front_door import FrontDoor
-from unisono.compose.node_settings import join_addresses
+from unisono.compose.hearing import AuditSettings
+from unisono.compose.herald import Herald
+from unisono.compose.node_settings import beacon_operators, join_addresses
 from unisono.compose.reach import Reach
 from unisono.compose.replica import Replica
 from unisono.compose.served import served_models
@@ -27,15 +33,24 @@ from unisono.gateway import (
     serve,
     wants_replica,
 )
+from unisono.gateway.payments import ChannelNote, Statement
 from unisono.models.store import ModelStore, StoredModel
+from unisono.numerics.ensemble import choose_jointly
 from unisono.routing.coverage import first_gap
 from unisono.routing.gossip import Gossip
 from unisono.routing.membership import Membership
 from unisono.routing.swarm import Swarm, SwarmSettings
-from unisono.types import LayerRange, ModelId, PeerAddress
+from unisono.types import LayerRange, ModelId, NodeId, PeerAddress
+from unisono.verification.policy import DEFAULT_RATE
+from unisono.wire.claims import EPOCH_SECONDS
 from unisono.wire.identity import Identity
 from unisono.wire.records import NodeRecord
 from unisono.wire.transports import make_transport
+from unisono.wire.transports.base import Transport
+
+if TYPE_CHECKING:
+    from unisono.compose.wallet import Wallet
+    from unisono.settlement.payments.purse import Purse
 
 log = logging.getLogger(__name__)
 
@@ -73,19 +88,36 @@ class FrontSettings(msgspec.Struct, frozen=True):
     fall_back_when_full: bool = False
     availability_threshold: int = 900
     """In thousandths; see `GatewaySettings`."""
+    audit_rate: int = DEFAULT_RATE
+    """Claims per million that committees replay; see `AuditSettings`."""
+    beacon: tuple[str, ...] = ()
+    """Node ids of the beacon's operators; empty: the network's founder, as first heard."""
+    epoch_seconds: int = EPOCH_SECONDS
+    """Length of an epoch: the same for all members of a network."""
+    chain: ChainSettings | None = None
+    """Where nodes are paid; None: only those that serve for nothing are asked."""
 
 
 class Front:
     """A running gateway. Use: `start`, then `wait` or `close`."""
 
-    def __init__(self, settings: FrontSettings) -> None:
+    def __init__(
+        self,
+        settings: FrontSettings,
+        *,
+        transport: Transport | None = None,
+        identity: Identity | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self._settings = settings
-        self.identity = (
-            Identity.load_or_create(settings.key) if settings.key else Identity.generate()
-        )
-        self._clock = SystemClock()
+        if identity is None:
+            identity = (
+                Identity.load_or_create(settings.key) if settings.key else Identity.generate()
+            )
+        self.identity = identity
+        self._clock = clock or SystemClock()
         relays = join_addresses(settings.relays)
-        self._transport = make_transport(
+        self._transport = transport or make_transport(
             settings.transport, self.identity, settings.bind, relays=relays, clock=self._clock
         )
         self.address: PeerAddress | None = None
@@ -98,11 +130,25 @@ class Front:
             self._describe,
             bootstrap=join_addresses(settings.join),
         )
+        self.herald = Herald(
+            self.identity,
+            self._transport,
+            self.members,
+            self._clock,
+            operators=beacon_operators(settings.beacon),
+            founder=not join_addresses(settings.join),
+            auditor=True,
+            epoch_seconds=settings.epoch_seconds,
+            on_conviction=lambda convicted: self._convict(convicted.node),
+        )
+        self.audits: Audits | None = None
+        self.metrics = GatewayMetrics()
         self._reach = Reach(self._transport, self.members, self._clock, own_relays=bool(relays))
         self.swarm: Swarm | None = None
         self.server: GatewayServer | None = None
         self.model: StoredModel | None = None
         self.receipts: ReceiptStore | None = None
+        self.wallet: Wallet | None = None
         self.replica: Replica | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -113,16 +159,24 @@ class Front:
         self.model = await asyncio.to_thread(ModelStore(cache).ensure, settings.model)
         self.address = await self._transport.bind()
         door = FrontDoor(self.gossip)
+        door.board = self.herald.board
         self._tasks = [
             asyncio.create_task(self._transport.serve(door.handle)),
             asyncio.create_task(self._take_part()),
             asyncio.create_task(self._reach.keep(self._moved)),
+            asyncio.create_task(self.herald.run()),
+            asyncio.create_task(self.herald.board.run()),
         ]
         return self.address
 
     def _moved(self, address: PeerAddress) -> None:
         self.address = address
         self.gossip.changed()
+
+    def _convict(self, node: NodeId) -> None:
+        """Send a node no more work; before there is a swarm, `start` catches up."""
+        if self.swarm is not None:
+            self.swarm.convict(node)
 
     async def _take_part(self) -> None:
         """Join and stay, however long it takes: a gateway answers clients without a network too."""
@@ -166,7 +220,13 @@ class Front:
             settings.fallback_keys,
             self.replica.network if self.replica else None,
         )
-        metrics = GatewayMetrics()
+        metrics = self.metrics
+        purse = None
+        if settings.chain is not None:
+            from unisono.compose.wallet import Wallet
+
+            self.wallet = await Wallet.open(settings.chain, self.identity, self._clock)
+            purse = self.wallet.purse(settings.chain.deposit)
         self.swarm = Swarm(
             self._transport,
             self.identity.node_id,
@@ -174,14 +234,31 @@ class Front:
             {each.id: each.layer_count for each in models},
             self._clock,
             metrics.observe_hop,
-            settings=SwarmSettings(draft=settings.draft),
+            settings=SwarmSettings(draft=settings.draft, epoch_seconds=settings.epoch_seconds),
             here=lambda: self.gossip.exchanges.position.coordinate,
+            combine=choose_jointly,
+            purse=purse,
         )
         self._tasks.append(asyncio.create_task(self.swarm.keep_warm()))
+        for convicted in self.herald.bulletin.convicted:
+            self.swarm.convict(convicted.node)
         self.receipts = ReceiptStore(
             Path(settings.receipts) if settings.receipts else None,
             max_count=settings.receipts_kept,
         )
+        self.audits = Audits(
+            self.identity,
+            self._transport,
+            self.members,
+            self._clock,
+            self.herald,
+            self.receipts,
+            metrics,
+            {model.id: model.manifest.config.hidden_size},
+            AuditSettings(rate=settings.audit_rate),
+            self.swarm.convict,
+        )
+        self._tasks.append(asyncio.create_task(self.audits.run()))
         service = GatewayService(
             network=self.swarm,
             models=models,
@@ -196,6 +273,8 @@ class Front:
             clock=self._clock,
             metrics=metrics,
             fallbacks=fallbacks,
+            audits=self.audits,
+            payments=None if purse is None else partial(_statement, purse),
         )
         self.server = await serve(create_app(service), settings.host, settings.port)
         return self.server
@@ -235,5 +314,17 @@ class Front:
             await asyncio.wait(self._tasks, timeout=1)
         self._tasks = []
         await self._transport.close()
+        if self.wallet is not None:
+            wallet, self.wallet = self.wallet, None
+            await wallet.close()
         if self.receipts is not None:
             self.receipts.close()
+
+
+def _statement(purse: Purse) -> Statement:
+    (chain, contract) = next(iter(purse.wallets))
+    channels = [
+        ChannelNote(place.payee, deposit, a.promised, a.charged, a.reserved)
+        for place, a, deposit in purse.accounts()
+    ]
+    return Statement(payer=purse.address, chain=chain, contract=contract, channels=channels)

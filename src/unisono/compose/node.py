@@ -11,12 +11,18 @@ import msgspec
 
 from unisono.clock import Clock, SystemClock
 from unisono.compose.front_door import FrontDoor
+from unisono.compose.herald import Herald
 from unisono.compose.node_settings import NodeSettings as NodeSettings
-from unisono.compose.node_settings import join_addresses
+from unisono.compose.node_settings import beacon_operators, join_addresses
 from unisono.compose.offer import model_facts, offered_memory
 from unisono.compose.reach import Reach
+from unisono.compose.regenerating import Load
+from unisono.compose.replays import EngineReplayer
+from unisono.compose.respondent import Respondent
+from unisono.compose.sale import Sale
 from unisono.errors import ConfigurationError, PeerGone, PeerRefused, WireError
 from unisono.execution.engine import Engine
+from unisono.execution.kept import KeptRows
 from unisono.execution.worker import Worker
 from unisono.models.decoder import Decoder, make_decoder
 from unisono.models.devices import choose_device
@@ -27,6 +33,8 @@ from unisono.routing.gossip import Gossip
 from unisono.routing.membership import Membership
 from unisono.routing.placement import NodeFacts, choose_block, should_move
 from unisono.types import LayerRange, ModelId, PeerAddress
+from unisono.verification.fraud.hosting import GameHost
+from unisono.verification.stakes.member import Member
 from unisono.wire.identity import Identity
 from unisono.wire.records import NodeRecord
 from unisono.wire.transports import make_transport
@@ -40,6 +48,8 @@ JOIN_SECONDS = 600.0
 """A node that cannot reach its network this long gives up."""
 MOVE_SECONDS = 30.0
 """How long a node that takes another block serves the answers of the old one."""
+MAX_REPLAYED = 8192
+"""Positions of an answer that this node replays for auditors."""
 _LOOK_SECONDS = 5.0
 
 
@@ -53,8 +63,11 @@ class Node:
         transport: Transport | None = None,
         identity: Identity | None = None,
         clock: Clock | None = None,
+        weights: Load = load_block,
     ) -> None:
+        """`weights` reads a block: a function at the top of a module."""
         self._settings = settings
+        self._weights = weights
         if identity is None:
             identity = (
                 Identity.load_or_create(settings.key) if settings.key else (Identity.generate())
@@ -86,8 +99,20 @@ class Node:
             bootstrap=self._bootstrap,
         )
         self._reach = Reach(self._transport, self.members, self._clock, own_relays=bool(relays))
+        self.herald = Herald(
+            identity,
+            self._transport,
+            self.members,
+            self._clock,
+            operators=beacon_operators(settings.beacon),
+            founder=not self._bootstrap,
+            epoch_seconds=settings.epoch_seconds,
+        )
         self._door = FrontDoor(self.gossip)
+        self._door.board = self.herald.board
+        self._kept = KeptRows(self._clock, epoch_seconds=settings.epoch_seconds)
         self.worker: Worker | None = None
+        self._sale: Sale | None = None
         self.layers: LayerRange | None = settings.layers
 
     async def start(self, report: Callable[[str], None] | None = None) -> PeerAddress:
@@ -102,9 +127,23 @@ class Node:
         await asyncio.to_thread(self_test, device)
         address = self._address = await self._transport.bind()
         self._tasks.append(asyncio.create_task(self._transport.serve(self._door.handle)))
+        self._tasks.append(asyncio.create_task(self.herald.run()))
+        self._tasks.append(asyncio.create_task(self.herald.board.run()))
         store = ModelStore(Path(self._settings.cache) if self._settings.cache else None)
         say("opening the model")
         model = await asyncio.to_thread(store.ensure, self._settings.model)
+        self._door.respondent = Respondent(
+            self.identity,
+            model,
+            self._kept,
+            self._clock,
+            self._weights,
+            self._settings.epoch_seconds,
+        )
+        self._door.host = GameHost(self.identity, self._transport, self._clock)
+        self._sale = await Sale.open(
+            settings.chain, settings.seller, self.identity, self._clock, model.layer_count
+        )
         if self.layers is None and not self._bootstrap:
             self.layers = LayerRange(0, model.layer_count)
         joined = False
@@ -168,6 +207,9 @@ class Node:
         await self._transport.close()
         if self._engine is not None:
             await self._engine.close()
+        if self._sale is not None:
+            sale, self._sale = self._sale, None
+            await sale.close()
 
     async def _serve(self, model: StoredModel, layers: LayerRange, device: str) -> None:
         """Load a block and serve it."""
@@ -176,10 +218,28 @@ class Node:
         await engine.warm_up()
         assert self._address is not None
         self.worker = Worker(
-            engine, model.id, self.identity, self._transport, self._address, clock=self._clock
+            engine,
+            model.id,
+            self.identity,
+            self._transport,
+            self._address,
+            clock=self._clock,
+            kept=self._kept,
+            till=None if self._sale is None else self._sale.till,
+            epoch_seconds=self._settings.epoch_seconds,
         )
         self.layers = layers
         self._door.service = self.worker.handle
+        self._door.committee = Member(
+            self.identity,
+            EngineReplayer(engine),
+            self.herald.bulletin,
+            self.herald.bulletin,
+            self._clock,
+            computes=lambda asked, block: (asked, block) == (model.id, layers),
+            hidden=model.manifest.config.hidden_size,
+            max_positions=MAX_REPLAYED,
+        )
 
     async def _resettle(self, model: StoredModel, device: str) -> None:
         """Take another block when the network needs it more, as its members come and go."""
@@ -211,7 +271,7 @@ class Node:
         worker.leaving = True
         self.gossip.changed()
         await worker.drain(MOVE_SECONDS)
-        self.worker = self._door.service = None
+        self.worker = self._door.service = self._door.committee = None
         await worker.close()
         await engine.close()
         await self._serve(model, block, device)
@@ -221,7 +281,7 @@ class Node:
         settings = self._settings
         return make_decoder(
             model.manifest.config,
-            load_block(model, layers),
+            self._weights(model, layers),
             device,
             threads=settings.threads,
             kv_bytes=settings.kv_bytes,
@@ -231,6 +291,8 @@ class Node:
         """What this node says of itself."""
         if self.worker is not None:
             record = self.worker.record()
+            if self._sale is not None:
+                record = self._sale.priced(record)
             return msgspec.structs.replace(
                 record, memory=self._memory, relay=self._settings.serve_relay
             )

@@ -7,7 +7,12 @@ from collections.abc import Iterable
 
 import msgspec
 
-from unisono.types import LayerRange, PeerAddress
+from unisono.compose.chain_settings import ChainSettings, SellerSettings
+from unisono.errors import ConfigurationError
+from unisono.types import LayerRange, NodeId, PeerAddress, is_hex
+from unisono.wire.claims import EPOCH_SECONDS
+
+MAX_OPERATORS = 8
 
 
 class NodeSettings(msgspec.Struct, frozen=True):
@@ -38,6 +43,29 @@ class NodeSettings(msgspec.Struct, frozen=True):
     """`cpu`, `cuda`, or `auto`: cuda where there is one."""
     threads: int | None = None
     """CPU threads that compute; None: every core."""
+    beacon: tuple[str, ...] = ()
+    """Node ids of the beacon's operators; empty: the network's founder, as first heard."""
+    epoch_seconds: int = EPOCH_SECONDS
+    """Length of an epoch: the same for all members of a network."""
+    chain: ChainSettings | None = None
+    """Where it is paid; None: nowhere."""
+    seller: SellerSettings | None = None
+    """What it asks; None: nothing."""
+
+
+def beacon_operators(names: Iterable[str]) -> tuple[NodeId, ...]:
+    """The operators that an option names.
+
+    Raises:
+        ConfigurationError: one is not a node id, or there are too many.
+    """
+    operators = tuple(dict.fromkeys(names))
+    if len(operators) > MAX_OPERATORS or not all(is_hex(name, 32) for name in operators):
+        raise ConfigurationError(
+            f"the beacon has up to {MAX_OPERATORS} operators, each named by its node id of 64 "
+            "hex digits: copy those that the network gives out"
+        )
+    return tuple(NodeId(name) for name in operators)
 
 
 def join_addresses(text: str | Iterable[str] | None) -> tuple[PeerAddress, ...]:

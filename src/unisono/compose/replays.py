@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from unisono.errors import CapacityMissing, UnisonoError
-from unisono.execution.engine import Engine
+from unisono.execution.engine import Engine, StepResult
 from unisono.verification.stakes.work import ReplayWork
 from unisono.wire.verification_messages import ReplayResult
 
@@ -22,6 +24,19 @@ class EngineReplayer:
             CapacityMissing: there is no room for so long an answer.
             UnisonoError: the block is another one, or what the engine raises.
         """
+        step = await self._step(work)
+        tokens = [sampled.token for sampled in step.tokens]
+        return work.result(step.encoded, tokens, step.hashes)
+
+    async def rows(self, work: ReplayWork) -> tuple[bytes, Sequence[bytes]]:
+        """See `Replayer.rows`.
+
+        Raises: as `replay`.
+        """
+        step = await self._step(work)
+        return step.widths, step.encoded
+
+    async def _step(self, work: ReplayWork) -> StepResult:
         decoder = self._engine.decoder
         if work.layers != decoder.layers:
             raise UnisonoError(f"this node computes layers {decoder.layers}, not {work.layers}")
@@ -29,8 +44,6 @@ class EngineReplayer:
             raise CapacityMissing(f"no room for keys and values of {work.positions} positions")
         cache = decoder.new_cache(work.positions)
         try:
-            step = await self._engine.step(cache, 0, work.source, work.draws)
+            return await self._engine.step(cache, 0, work.source, work.draws)
         finally:
             self._engine.release(cache)
-        tokens = [sampled.token for sampled in step.tokens]
-        return work.result(step.encoded, tokens, step.hashes)

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from unisono.errors import UnisonoError
 from unisono.execution.pace import PassCost
 from unisono.models.cache import OutOfPages, Prefix, SessionCache
-from unisono.models.decoder import Decoder, Draw, Rows, Segment
-from unisono.types import SampledToken, Sampling
+from unisono.models.decoder import Choice, Decoder, Draw, Rows, Segment
+from unisono.types import Distribution, SampledToken, Sampling
 from unisono.wire.claims import row_hash
 from unisono.wire.rows import encode_rows
 
@@ -58,6 +58,8 @@ class StepResult:
     hashes: tuple[bytes, ...]
     tokens: tuple[SampledToken, ...]
     """What was drawn, after the last rows."""
+    distributions: tuple[Distribution, ...] = ()
+    """What was told instead, where the draws say so."""
 
 
 @dataclass(slots=True, eq=False)
@@ -73,6 +75,7 @@ class _Step:
     parts: list[Rows] = field(default_factory=lambda: [])
     """Rows out, of what ran already."""
     tokens: list[SampledToken] = field(default_factory=lambda: [])
+    distributions: list[Distribution] = field(default_factory=lambda: [])
     done: int = 0
 
     @property
@@ -366,7 +369,7 @@ class Engine:
                 return [error]
         return [outcome for part in batch for outcome in self._outcomes([part])]
 
-    def _compute(self, batch: list[_Part]) -> list[tuple[Rows, list[SampledToken]]]:
+    def _compute(self, batch: list[_Part]) -> list[tuple[Rows, list[tuple[int, Choice]]]]:
         rows = np.concatenate([self._rows(part) for part in batch])
         segments = [Segment(p.step.cache, p.step.start + p.step.done, p.count) for p in batch]
         out = self.decoder.forward(rows, segments)
@@ -377,13 +380,12 @@ class Engine:
             drawing += [(first + row, position + row, draw) for row, draw in part.draws]
             first += part.count
         choices = iter(self.decoder.choose(out, drawing) if drawing else ())
-        results: list[tuple[Rows, list[SampledToken]]] = []
+        results: list[tuple[Rows, list[tuple[int, Choice]]]] = []
         first = 0
         for part in batch:
             position = part.step.start + part.step.done + 1
             chosen = [(position + row, next(choices)) for row, _ in part.draws]
-            tokens = [SampledToken(at, c.token, c.logprob, c.top) for at, c in chosen]
-            results.append((out[first : first + part.count], tokens))
+            results.append((out[first : first + part.count], chosen))
             first += part.count
         return results
 
@@ -400,9 +402,13 @@ class Engine:
             if isinstance(outcome, Exception):
                 ready.append((step, outcome))
                 continue
-            rows, tokens = outcome
+            rows, chosen = outcome
             step.parts.append(rows)
-            step.tokens += tokens
+            for at, choice in chosen:
+                if choice.distribution is not None:
+                    step.distributions.append(choice.distribution)
+                else:
+                    step.tokens.append(SampledToken(at, choice.token, choice.logprob, choice.top))
             step.done += part.count
             if step.left == 0:
                 ready.append((step, _result(step)))
@@ -424,6 +430,7 @@ def _result(step: _Step) -> StepResult:
         tuple(bytes(row) for row in encoded),
         tuple(row_hash(row) for row in encoded),
         tuple(step.tokens),
+        tuple(step.distributions),
     )
 
 

@@ -14,15 +14,16 @@ import asyncio
 from math import prod
 
 from unisono.clock import Clock
-from unisono.errors import PeerCheating
+from unisono.errors import PeerCheating, PeerRefused
 from unisono.execution.draft import Drafter, Guess, PastAnswers
 from unisono.execution.engine import DECODE_ROWS, Engine, StepResult
-from unisono.execution.outlet import RowsOutlet
+from unisono.execution.outlet import RowsOutlet, TokensOutlet
 from unisono.execution.pace import MAX_AHEAD, Pace
 from unisono.execution.session import ArrivedRows, HopSession, page_keys
 from unisono.models.cache import PAGE
 from unisono.types import SampledToken
 from unisono.wire.claims import row_hash, token_hash
+from unisono.wire.ensemble import Given
 from unisono.wire.messages import Rewire, Tokens
 
 PREFILL_ROWS = 128
@@ -74,7 +75,22 @@ class Flow:
                     session.give_up_previous(error)
                     continue
                 if rows is not None:
-                    await self._compute_rows(rows)
+                    await self._compute_paid(rows)
+            elif isinstance(arrival, Given):
+                self._given(arrival)
+
+    async def _compute_paid(self, rows: ArrivedRows) -> None:
+        """Compute rows as they are paid for."""
+        session = self._session
+        while True:
+            paid = await session.meter.beyond(rows.position)
+            await self._compute_rows(rows.first(paid) if paid < rows.count else rows)
+            if paid >= rows.count:
+                return
+            left = session.usable(rows.after(paid))
+            if left is None:  # a wrong guess was among the first
+                return
+            rows = left
 
     async def _compute_rows(self, arrived: ArrivedRows) -> None:
         session = self._session
@@ -84,7 +100,10 @@ class Flow:
         draws = session.draws(position, ids)
         result = await self._engine.step(session.cache, position, arrived.values, draws)
         session.record(position, incoming, result.hashes)
+        if session.rows_in is not None:
+            session.rows_in.put(position, arrived.encoded)
         self._emit(position, ids or (0,) * len(incoming), result)
+        session.meter.computed(len(session.in_hashes))
         session.progressed()
 
     def _emit(self, position: int, ids: tuple[int, ...], result: StepResult) -> list[SampledToken]:
@@ -93,6 +112,8 @@ class Flow:
         if isinstance(session.outlet, RowsOutlet):
             session.outlet.add(position, result.encoded, result.widths, ids)
             return []
+        for weighed in session.tell(position + len(result.hashes), result.distributions):
+            session.control.post(weighed)
         accepted = session.accept(position, ids, result.tokens)
         if accepted:
             session.outlet.add(accepted)
@@ -112,6 +133,7 @@ class Flow:
             if not chunk:
                 position = self._take_in(await session.inbox.get(), position)
                 continue
+            chunk = chunk[: await session.meter.beyond(position)]
             draws = session.draws(position, chunk)
             result = await self._engine.step(session.cache, position, chunk, draws)
             session.record(position, [token_hash(t) for t in chunk], result.hashes)
@@ -120,6 +142,7 @@ class Flow:
             for token in self._emit(position - len(chunk), chunk, result):
                 position = self._heard(token.token, token.position, position)
             self._keep()
+            session.meter.computed(len(session.in_hashes))
             session.progressed()
 
     async def _chunk(self, position: int) -> tuple[int, ...]:
@@ -178,6 +201,10 @@ class Flow:
         session = self._session
         if isinstance(arrival, Rewire):
             self._rewired()
+        elif isinstance(arrival, Given):
+            token = self._given(arrival)
+            if token is not None:
+                position = self._heard(token.token, token.position, position)
         elif isinstance(arrival, Tokens):
             self._in_step = True
             for token in arrival.tokens:
@@ -222,6 +249,18 @@ class Flow:
         if position > at:
             self._session.truncate(at)
         return min(position, at)
+
+    def _given(self, given: Given) -> SampledToken | None:
+        """The token that an ensemble chose, if it was not known."""
+        session = self._session
+        try:
+            token = session.give(given, self._engine.decoder.config.vocabulary_size)
+        except PeerRefused as error:
+            session.report(error)
+            return None
+        if token is not None and isinstance(session.outlet, TokensOutlet):
+            session.outlet.add([token])
+        return token
 
     def _rewired(self) -> None:
         session = self._session

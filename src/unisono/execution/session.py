@@ -8,14 +8,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from msgspec import UNSET
 
+from unisono.clock import SystemClock
 from unisono.errors import PeerCheating, PeerRefused, UnisonoError
+from unisono.execution.credit import Meter
+from unisono.execution.kept import Recorder
 from unisono.execution.outlet import RowsOutlet, TokensOutlet
 from unisono.models.cache import PAGE, REACH_BACK, SessionCache
 from unisono.models.decoder import Draw, Rows
-from unisono.types import Q16, SampledToken, SessionId, digest, stop_rule
+from unisono.types import Q16, Distribution, SampledToken, SessionId, digest, stop_rule
 from unisono.wire import messages as wire
 from unisono.wire.claims import TAG_BYTES, HopClaim, rows_root, tokens_root
+from unisono.wire.ensemble import Given, Weighed, distribution_hash, distributions_root
 from unisono.wire.identity import Identity
 from unisono.wire.link import Link
 from unisono.wire.messages import Open, Rewire, Rewired, Tokens
@@ -69,8 +74,14 @@ class ArrivedRows:
             self.position, self.tokens[:count], self.values[:count], self.encoded[:count]
         )
 
+    def after(self, count: int) -> ArrivedRows:
+        """Those behind the first `count`."""
+        return ArrivedRows(
+            self.position + count, self.tokens[count:], self.values[count:], self.encoded[count:]
+        )
 
-Arrival = ArrivedRows | Tokens | Rewire
+
+Arrival = ArrivedRows | Tokens | Rewire | Given
 
 
 class Inbox:
@@ -98,8 +109,8 @@ class Inbox:
                 return
 
     def forget(self) -> None:
-        """Drop the rows and tokens that wait."""
-        self._items = deque(item for item in self._items if isinstance(item, Rewire))
+        """Drop the rows and tokens of the hop before that wait."""
+        self._items = deque(item for item in self._items if isinstance(item, Rewire | Given))
 
     def take(self) -> Arrival | None:
         """The next arrival, if there is one."""
@@ -117,7 +128,12 @@ class HopSession:
     """State only; `execution.flow` computes and `execution.worker` moves the bytes."""
 
     def __init__(
-        self, opened: Open, tokens: Sequence[int], cache: SessionCache, control: Link
+        self,
+        opened: Open,
+        tokens: Sequence[int],
+        cache: SessionCache,
+        control: Link,
+        meter: Meter | None = None,
     ) -> None:
         self.opened = opened
         self.cache = cache
@@ -130,6 +146,10 @@ class HopSession:
         """Prompt and answer so far, on the first and the last hop."""
         self.in_hashes: list[bytes] = []
         self.out_hashes: list[bytes] = []
+        self.told: list[bytes] = []
+        """Hashes of the distributions of the answer's tokens, on the last hop of an ensemble."""
+        self.rows_in: Recorder | None = None
+        """Keeps what came in, for those who ask later."""
         self._furthest = 0
         """Positions that were ever computed: the cache reaches back from there."""
         self.inbox = Inbox()
@@ -142,6 +162,8 @@ class HopSession:
         """Called when rows were computed."""
         self.report: Callable[[UnisonoError], None] = lambda error: None
         """Tells the gateway of a failure."""
+        self.meter = meter or Meter(opened.session, SystemClock())
+        """How far this session is paid for."""
         self.tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -192,23 +214,29 @@ class HopSession:
     def truncate(self, position: int) -> None:
         """Rows from `position` on are void."""
         del self.in_hashes[position:], self.out_hashes[position:]
+        del self.told[max(0, position - self.opened.prompt + 1) :]
+        if self.rows_in is not None:
+            self.rows_in.truncate(position)
 
     def draws(self, position: int, ids: Sequence[int]) -> tuple[Draw, ...]:
         """What to sample after rows whose tokens are `ids`, the first at `position`: after that of
         the last known token, and after the guesses that follow it."""
-        known = len(self.tokens)
-        first = max(known - 1, position)
+        known, weigh = len(self.tokens), self.opened.weigh
+        # an ensemble's last hop signs what it says of every token, those given at the start too
+        first = max(self.opened.prompt if weigh else known, position + 1) - 1
         count = min(position + len(ids), self.last_row + 1) - first
-        if not self.is_last or count <= 0 or first > known - 1 or self.ended:
+        if not self.is_last or count <= 0 or first > known - 1 or (self.ended and not weigh):
             return ()
         s = self.opened.sampling
         penalised = s.repetition_penalty != Q16 or s.presence_penalty or s.frequency_penalty
         if not penalised:  # only penalties look at the tokens: copying them would cost O(length)
-            return (Draw(s, np.array((), dtype=np.int32), 0, self.opened.top_logprobs),) * count
-        tokens = np.array([*self.tokens, *ids[known - position :]], dtype=np.int32)
+            none = np.array((), dtype=np.int32)
+            return (Draw(s, none, 0, self.opened.top_logprobs, weigh),) * count
+        guessed = ids[max(0, known - position) :]
+        tokens = np.array([*self.tokens, *guessed], dtype=np.int32)
+        prompt, logprobs = self.opened.prompt, self.opened.top_logprobs
         return tuple(
-            Draw(s, tokens[: known + i], self.opened.prompt, self.opened.top_logprobs)
-            for i in range(count)
+            Draw(s, tokens[: first + 1 + i], prompt, logprobs, weigh) for i in range(count)
         )
 
     def accept(
@@ -227,13 +255,41 @@ class HopSession:
             self.truncate(len(self.tokens) - 1)
         return accepted
 
+    def tell(self, position: int, said: Sequence[Distribution]) -> list[Weighed]:
+        """Take note of what the model says after rows, the last of them at `position` - 1; returns
+        what the gateway has to hear: what concerns the token that is not known yet."""
+        self.told += [distribution_hash(each) for each in said]
+        if not said or position != len(self.tokens) or self.ended:
+            return []
+        return [Weighed(self.id, position, said[-1])]
+
+    def give(self, given: Given, vocabulary: int) -> SampledToken | None:
+        """Take in the token that an ensemble chose; None if it is known.
+
+        Raises:
+            PeerRefused: it is not the one that is due.
+        """
+        known = len(self.tokens)
+        if given.position < known and self.tokens[given.position] == given.token:
+            return None
+        due = self.opened.prompt + len(self.told) - 1
+        if self.ended or not given.position == known == due or given.token >= vocabulary:
+            raise PeerRefused(
+                f"token {given.token} was given for position {given.position}; {known} is next, of "
+                f"a vocabulary of {vocabulary}",
+                "malformed",
+            )
+        self.tokens.append(given.token)
+        return SampledToken(known, given.token)
+
     def prefix_keys(self) -> list[bytes]:
         """Names of the prompt's complete pages, each by all tokens up to its end, if this hop
         computes everything from tokens that it knows. The last token is never part of one: its
         row must be computed for the answer to begin."""
         if not (self.is_first and self.is_last):
             return []
-        return page_keys(self.tokens, (len(self.tokens) - 1) // PAGE)
+        known = self.opened.prompt if self.opened.weigh else len(self.tokens)
+        return page_keys(self.tokens, (known - 1) // PAGE)
 
     def usable(self, arrived: ArrivedRows) -> ArrivedRows | None:
         """Those of the rows that are worth computing; None if none are.
@@ -252,6 +308,8 @@ class HopSession:
                 )
             # nothing follows the last token, so that its row is not needed
             wanted = known - 1 - position if self.ended else count
+            if self.opened.weigh:  # nothing is guessed
+                wanted = min(wanted, known - position)
             if arrived.tokens and (position >= known or wanted <= 0):
                 return None
             for i, token in enumerate(arrived.tokens[: known - position]):
@@ -311,6 +369,11 @@ class HopSession:
             rows_out=rows_root(out),
             out_tags=b"".join(h[:TAG_BYTES] for h in out),
             tokens=tokens_root(answer) if self.is_last else "",
+            distributions=(
+                distributions_root(self.told[:tokens])
+                if self.is_last and self.opened.weigh
+                else UNSET
+            ),
             epoch=epoch,
         )
         return unsigned.signed_by(identity)

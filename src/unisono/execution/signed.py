@@ -10,16 +10,19 @@ from unisono.clock import Clock
 from unisono.errors import PeerRefused
 from unisono.execution.session import HopSession
 from unisono.types import SessionId
-from unisono.wire.claims import EPOCH_DRIFT, HopClaim, epoch_at
+from unisono.wire.claims import EPOCH_DRIFT, EPOCH_SECONDS, HopClaim, epoch_at
 from unisono.wire.identity import Identity
 
 
 class SignedClaims:
     """Claims of this epoch and the one before."""
 
-    def __init__(self, identity: Identity, clock: Clock) -> None:
+    def __init__(
+        self, identity: Identity, clock: Clock, epoch_seconds: int = EPOCH_SECONDS
+    ) -> None:
         self._identity = identity
         self._clock = clock
+        self._epoch_seconds = epoch_seconds
         self._claims: dict[SessionId, tuple[int, HopClaim]] = {}
         """Session → tokens and claim, the oldest first."""
 
@@ -45,7 +48,7 @@ class SignedClaims:
 
     def _forget(self) -> int:
         """Drop what no claim of this epoch can contradict; returns the epoch."""
-        epoch = epoch_at(self._clock.now())
+        epoch = epoch_at(self._clock.now(), self._epoch_seconds)
         for session, (_, claim) in list(self._claims.items()):
             if claim.epoch >= epoch - EPOCH_DRIFT:
                 break

@@ -16,14 +16,18 @@ import numpy as np
 
 from unisono.clock import Clock, SystemClock
 from unisono.errors import PeerCheating, PeerGone, PeerRefused, UnisonoError, WireError
+from unisono.execution.credit import Meter, Till
 from unisono.execution.draft import PastAnswers
 from unisono.execution.early import EarlyMessages
 from unisono.execution.engine import Engine
 from unisono.execution.flow import Flow
+from unisono.execution.kept import KeptRows
 from unisono.execution.session import ArrivedRows, HopSession
 from unisono.execution.signed import SignedClaims
 from unisono.models.cache import PAGE
 from unisono.types import ModelId, NodeId, PeerAddress, SessionId
+from unisono.wire.claims import EPOCH_SECONDS
+from unisono.wire.ensemble import Given
 from unisono.wire.frames import decode_frame, encode_frame
 from unisono.wire.identity import Identity
 from unisono.wire.link import Link, Links
@@ -43,6 +47,7 @@ from unisono.wire.messages import (
     Rows,
     Tokens,
 )
+from unisono.wire.payment_messages import Pay
 from unisono.wire.records import LEASE_SECONDS, Info, NodeRecord, Probe
 from unisono.wire.transports.base import Stream, Transport
 
@@ -66,8 +71,14 @@ class Worker:
         *,
         overcommit: float = OVERCOMMIT,
         clock: Clock | None = None,
+        kept: KeptRows | None = None,
+        till: Till | None = None,
+        epoch_seconds: int = EPOCH_SECONDS,
     ) -> None:
-        """`overcommit`: how many times over the memory for keys and values may be promised."""
+        """`overcommit`: how many times over the memory for keys and values may be promised.
+        `kept`: where rows that came in are kept once they were signed for; None: nowhere.
+        `till`: who takes payments; None: sessions are free.
+        `epoch_seconds`: the network's length of an epoch, which claims name."""
         self._engine = engine
         self._model = model
         self._identity = identity
@@ -83,7 +94,9 @@ class Worker:
         self._sessions: dict[SessionId, HopSession] = {}
         self._early = EarlyMessages(self._clock)
         self._past = PastAnswers()
-        self._signed = SignedClaims(identity, self._clock)
+        self._signed = SignedClaims(identity, self._clock, epoch_seconds)
+        self._kept = kept
+        self._till = till
         self._links = Links(transport, self._clock, self._receive, self._lost)
         self._sequence = 0
         self.leaving = False
@@ -164,8 +177,10 @@ class Worker:
                 self._early.put(message.session, (link.peer, message, bytes(body)))
             else:
                 self._arrive(session, link.peer, message, body)
-        elif isinstance(message, Rewire | Finish | Close):
+        elif isinstance(message, Rewire | Given | Finish | Close):
             self._obey(link, message)
+        elif isinstance(message, Pay) and self._till is not None:
+            self._till.take(link, message)
         elif isinstance(message, Refused | Failed):
             log.info("node %s: %s", link.peer[:8], message.message)
         else:
@@ -244,9 +259,15 @@ class Worker:
                 f"{opened.positions} positions do not fit: {self.free_positions} are free",
                 "capacity",
             )
+        meter = Meter(opened.session, self._clock)
+        if self._till is not None:
+            self._till.admit(link.peer, opened, meter.grow)
+            meter.start(self._till.window, opened.positions, link.post)
         self._promised += needed
         cache = self._engine.decoder.new_cache(opened.positions)
-        session = HopSession(opened, tokens, cache, link)
+        session = HopSession(opened, tokens, cache, link, meter)
+        if self._kept is not None and self._layers.start:
+            session.rows_in = self._kept.recorder()
         session.report = lambda error: self._report(session, error)
         self._sessions[opened.session] = session
         return session
@@ -299,7 +320,7 @@ class Worker:
         if link is not None:
             link.users.discard(session)
 
-    def _obey(self, link: Link, message: Rewire | Finish | Close) -> None:
+    def _obey(self, link: Link, message: Rewire | Given | Finish | Close) -> None:
         """Do what a session's gateway asks for."""
         session = self._sessions.get(message.session)
         if session is None or link is not session.control:
@@ -310,8 +331,13 @@ class Worker:
             self._drop(session)
         elif isinstance(message, Finish):
             self._finish(session, message.tokens)
-        else:
+        elif isinstance(message, Rewire):
             self._rewire(session, message)
+        elif session.opened.weigh and session.is_last:
+            session.inbox.put(message)
+        else:
+            problem = "this hop is not given tokens: it chooses them, or is not the last"
+            link.post(Refused("malformed", problem, message.session))
 
     def _rewire(self, session: HopSession, message: Rewire) -> None:
         if message.previous is not None:
@@ -341,6 +367,10 @@ class Worker:
             session.progressed = lambda: self._finish(session, tokens)
             return
         session.progressed = lambda: None
+        if self._till is not None:
+            self._till.finish(session.id, tokens)
+        if session.rows_in is not None:
+            session.rows_in.signed(claim)
         message, tags = Claimed.split(claim)
         session.control.post(message, tags)
 
@@ -387,6 +417,10 @@ class Worker:
         del self._sessions[session.id]
         self._promised -= self._engine.decoder.store.bytes_for(session.opened.positions)
         session.cancel()
+        if self._till is not None:
+            self._till.drop(session.id)
+        if session.rows_in is not None:
+            session.rows_in.close()
         self._disconnect(session)
         self._engine.release(session.cache)
         if session.is_first:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from unisono.clock import Clock
 from unisono.errors import AnswerInterrupted, NetworkError, ReceiptError, WireError
+from unisono.gateway.audits import Auditing
 from unisono.gateway.metrics import GatewayMetrics
 from unisono.gateway.race import Overtaken, unless
 from unisono.gateway.receipts import ReceiptStore
@@ -24,6 +25,8 @@ from unisono.routing.demand import ANY, Demand
 from unisono.routing.network import Answer, Network
 from unisono.types import GenerationRequest, SampledToken
 from unisono.verification.receipt import VERSION, Receipt
+from unisono.wire.claims import HopClaim
+from unisono.wire.ensemble import Ensemble, Member
 from unisono.wire.identity import Identity
 from unisono.wire.votes import Quorum, Vote
 
@@ -82,6 +85,7 @@ class Engine:
     settings: GatewaySettings
     clock: Clock
     metrics: GatewayMetrics
+    audits: Auditing | None = None
 
 
 class Completion:
@@ -221,15 +225,19 @@ class Completion:
                 request=self._request,
                 tokens=tuple(self._tokens),
                 finish_reason=finish_reason,
-                hops=claims,
+                hops=tuple(claim for claim in claims if claim.model == self._request.model),
                 gateway=engine.identity.node_id,
                 created=int(engine.clock.now()),
                 elapsed_us=self._elapsed_us,
                 first_token_us=self._first_token_us,
                 attempts=answer.attempts,
                 quorum=Quorum(answer.votes[1:]) if answer.votes else UNSET,
+                ensemble=_others(self._request, claims),
             ).signed_by(engine.identity)
-            return await engine.receipts.put(receipt)
+            stored = await engine.receipts.put(receipt)
+            if engine.audits is not None:
+                engine.audits.take(receipt)
+            return stored
         except (NetworkError, WireError, ReceiptError) as error:
             reason = str(error)
         except Overtaken:
@@ -237,3 +245,16 @@ class Completion:
         engine.metrics.unsigned.inc()
         log.warning("an answer of %d tokens has no receipt: %s", count, reason)
         return None
+
+
+def _others(request: GenerationRequest, claims: Sequence[HopClaim]) -> Ensemble | UnsetType:
+    """What the chains of an ensemble's other models signed."""
+    if request.ensemble is UNSET:
+        return UNSET
+    return Ensemble(
+        tuple(
+            Member(model, tuple(claim for claim in claims if claim.model == model))
+            for model in request.ensemble
+            if model != request.model
+        )
+    )

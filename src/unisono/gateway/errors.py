@@ -15,6 +15,7 @@ from unisono.errors import (
     AnswerInterrupted,
     CapacityMissing,
     CoverageMissing,
+    InsufficientFunds,
     NetworkError,
     NetworkUnreachable,
     OfferMissing,
@@ -144,6 +145,8 @@ def reply_to(error: BaseException, retry_after: int = 1) -> ErrorReply:
         )
     if isinstance(error, OfferMissing):
         return plain_reply(402, str(error), "invalid_request_error", code="offer_missing")
+    if isinstance(error, InsufficientFunds):
+        return plain_reply(402, str(error), "invalid_request_error", code="insufficient_funds")
     if isinstance(error, NetworkUnreachable):
         return plain_reply(
             503, str(error), code="network_unreachable", retry_after=max(retry_after, 5)

@@ -88,6 +88,23 @@ class GatewayMetrics:
             ["kind"],
             registry=self.registry,
         )
+        self.audits = Counter(
+            f"{PREFIX}_audits",
+            "Committee replays of hops of answers, by verdict",
+            ["verdict"],
+            registry=self.registry,
+        )
+        self.committee_faults = Counter(
+            f"{PREFIX}_committee_faults",
+            "What members of committees did wrong",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.convicted = Gauge(
+            f"{PREFIX}_convicted_nodes",
+            "Nodes that are proven to have signed something false",
+            registry=self.registry,
+        )
         self.disconnects = Counter(
             f"{PREFIX}_disconnects",
             "Clients that left before their answer was complete",

@@ -9,6 +9,7 @@ from operator import attrgetter
 
 import msgspec
 
+from unisono.gateway.audits import ConvictedNode
 from unisono.gateway.served import ServedModel
 from unisono.gateway.watch import Watch
 from unisono.routing.coordinates import ORIGIN, estimated_rtt
@@ -64,15 +65,20 @@ class NetworkMap(msgspec.Struct, frozen=True, kw_only=True):
     until `routing.health.WINDOW_SECONDS` have passed."""
     models: list[ModelMap]
     links: list[Link]
+    convicted: tuple[ConvictedNode, ...] = ()
+    """Nodes that are proven to have signed something false, whether they are here or not."""
 
 
-def network_map(watch: Watch, models: Iterable[ServedModel]) -> NetworkMap:
+def network_map(
+    watch: Watch, models: Iterable[ServedModel], convicted: tuple[ConvictedNode, ...] = ()
+) -> NetworkMap:
     """The map as it is now."""
     nodes = watch.nodes()
     return NetworkMap(
         data=nodes,
         departed=watch.departed(),
         models=[_model(model, watch) for model in models],
+        convicted=convicted,
         links=[*_from_gateway(nodes), *islice(_between(nodes), MAX_LINKS)],
     )
 

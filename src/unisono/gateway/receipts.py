@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from unisono.clock import Clock, SystemClock
 from unisono.errors import ConfigurationError, ReceiptError
+from unisono.verification.audit_note import AuditNote
 from unisono.verification.receipt import Receipt, to_json
 from unisono.verification.unverified import UnverifiedReceipt
 
@@ -25,6 +28,12 @@ CREATE TABLE IF NOT EXISTS receipts (
     json BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS receipts_stored ON receipts (stored);
+CREATE TABLE IF NOT EXISTS audits (
+    receipt TEXT NOT NULL,
+    hop INTEGER NOT NULL,
+    json BLOB NOT NULL,
+    PRIMARY KEY (receipt, hop)
+);
 """
 DAY = 86_400
 
@@ -97,7 +106,8 @@ class ReceiptStore:
         return name
 
     async def get(self, name: str) -> bytes | None:
-        """The JSON of the receipt with this id, or None if it is unknown or forgotten.
+        """The JSON of the receipt with this id, and of what audits found; None if it is unknown or
+        forgotten.
 
         Raises:
             ReceiptError: the file cannot be read, or the store is closed.
@@ -108,9 +118,32 @@ class ReceiptStore:
                 "SELECT json FROM receipts WHERE id = ? AND stored >= ?",
                 (name, int(self._clock.now()) - self._max_age),
             ).fetchone()
-            return None if row is None else bytes(row[0])
+            if row is None:
+                return None
+            notes = self._database.execute(
+                "SELECT json FROM audits WHERE receipt = ? ORDER BY hop", (name,)
+            ).fetchall()
+            return _with_audits(bytes(row[0]), [bytes(note[0]) for note in notes])
 
         return await self._run(read)
+
+    async def note(self, name: str, audit: AuditNote) -> None:
+        """Keep what an audit found of a hop, as long as the receipt, in place of an earlier one.
+
+        Raises:
+            ReceiptError: the file cannot be written, or the store is closed.
+        """
+        data = msgspec.json.encode(audit)
+
+        def write() -> None:
+            with self._database as database:
+                database.execute(
+                    "INSERT OR REPLACE INTO audits (receipt, hop, json) "
+                    "SELECT id, ?, ? FROM receipts WHERE id = ?",
+                    (audit.hop, data, name),
+                )
+
+        await self._run(write)
 
     def close(self) -> None:
         """Finish what is being written and close the file; idempotent."""
@@ -125,6 +158,7 @@ class ReceiptStore:
 
     def _prune(self, count: int) -> None:
         """Forget what is too old or too much of `count` receipts. Only the thread may count."""
+        before = count
         count -= self._database.execute(
             "DELETE FROM receipts WHERE stored < ?", (int(self._clock.now()) - self._max_age,)
         ).rowcount
@@ -134,6 +168,10 @@ class ReceiptStore:
                 "(SELECT number FROM receipts ORDER BY number LIMIT ?)",
                 (count - self._max_count,),
             ).rowcount
+        if count < before:
+            self._database.execute(
+                "DELETE FROM audits WHERE receipt NOT IN (SELECT id FROM receipts)"
+            )
         self._count = count
 
     async def _run(self, work: Callable[[], Result]) -> Result:
@@ -143,6 +181,13 @@ class ReceiptStore:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except sqlite3.Error as error:
             raise ReceiptError(f"the receipt store failed: {error}; is its disk full?") from error
+
+
+def _with_audits(receipt: bytes, notes: Sequence[bytes]) -> bytes:
+    """The JSON of a receipt with a last field of audits, if there are any."""
+    if not notes:
+        return receipt
+    return receipt.removesuffix(b"}") + b',"audits":[' + b",".join(notes) + b"]}"
 
 
 def _open(path: Path | str | None) -> sqlite3.Connection:

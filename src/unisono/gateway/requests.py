@@ -10,8 +10,10 @@ from math import floor
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import UNSET
 
 from unisono.errors import RequestError
+from unisono.gateway.ensembles import members_of
 from unisono.gateway.sampling import seed_of_sample, to_sampling, whole
 from unisono.gateway.schemas import AskedSampling, ChatAsked, ChatMessage, TextAsked
 from unisono.gateway.served import ServedModel, ServedModels
@@ -83,11 +85,13 @@ class Ask:
     """What nodes have to promise to compute a choice."""
     again: Callable[[ServedModel], Ask] = field(compare=False, repr=False)
     """The same request put to another model; may raise RequestError, as reading it may."""
+    ensemble: tuple[ServedModel, ...] = ()
+    """The models that answer together; empty where one does alone."""
 
     @property
     def answers(self) -> int:
         """How many answers the network computes."""
-        return self.quorum * len(self.requests)
+        return self.quorum * max(1, len(self.ensemble)) * len(self.requests)
 
     @property
     def speaks_tokens(self) -> bool:
@@ -107,10 +111,16 @@ def read_chat(body: bytes, models: ServedModels, settings: GatewaySettings) -> A
         RequestError: the body is not one, or asks for what this gateway does not do.
     """
     asked = _read(body, ChatAsked)
-    return _chat(asked, settings, models.find(asked.model))
+    model = models.find(asked.model)
+    return _chat(asked, settings, model, members_of(asked, model, models))
 
 
-def _chat(asked: ChatAsked, settings: GatewaySettings, model: ServedModel) -> Ask:
+def _chat(
+    asked: ChatAsked,
+    settings: GatewaySettings,
+    model: ServedModel,
+    ensemble: tuple[ServedModel, ...] = (),
+) -> Ask:
     tokenizer = model.tokenizer
     prompt = tokenizer.encode_chat(_messages(asked.messages))
     limits = (asked.max_completion_tokens, asked.max_tokens)
@@ -133,6 +143,7 @@ def _chat(asked: ChatAsked, settings: GatewaySettings, model: ServedModel) -> As
         top_logprobs=_chat_logprobs(asked),
         more_stops=() if tokenizer.chat_template else tokenizer.plain_chat_stops,
         again=partial(_chat, asked, settings),
+        ensemble=ensemble,
     )
 
 
@@ -150,10 +161,16 @@ def read_text(body: bytes, models: ServedModels, settings: GatewaySettings) -> A
     ):
         if refused:
             raise _unsupported(name)
-    return _text(asked, settings, models.find(asked.model))
+    model = models.find(asked.model)
+    return _text(asked, settings, model, members_of(asked, model, models))
 
 
-def _text(asked: TextAsked, settings: GatewaySettings, model: ServedModel) -> Ask:
+def _text(
+    asked: TextAsked,
+    settings: GatewaySettings,
+    model: ServedModel,
+    ensemble: tuple[ServedModel, ...] = (),
+) -> Ask:
     return _ask(
         asked,
         model,
@@ -169,6 +186,7 @@ def _text(asked: TextAsked, settings: GatewaySettings, model: ServedModel) -> As
         ),
         more_stops=(),
         again=partial(_text, asked, settings),
+        ensemble=ensemble,
     )
 
 
@@ -212,16 +230,24 @@ def _ask(
     top_logprobs: int,
     more_stops: tuple[str, ...],
     again: Callable[[ServedModel], Ask],
+    ensemble: tuple[ServedModel, ...],
 ) -> Ask:
+    if ensemble and top_logprobs >= 0:
+        raise RequestError(
+            "log probabilities are one model's: leave out 'logprobs' or 'ensemble'",
+            param="logprobs",
+        )
     for prompt in prompts:
-        _check_room(len(prompt), max_tokens, model, settings, prompt_field)
+        for each in ensemble or (model,):
+            _check_room(len(prompt), max_tokens, each, settings, prompt_field)
     count = whole(1 if asked.n is None else asked.n, "n", 1, MAX_CHOICES)
     quorum = 1
     if asked.quorum is not None:
         quorum = whole(asked.quorum, "quorum", MIN_QUORUM, MAX_QUORUM)
-    answers = quorum * count * len(prompts)
+    chains = quorum * max(1, len(ensemble))
+    answers = chains * count * len(prompts)
     if answers > settings.max_running_answers:
-        by_quorum = f", by {quorum} chains each," if quorum > 1 else ""
+        by_quorum = f", by {chains} chains each," if chains > 1 else ""
         raise RequestError(
             f"{len(prompts)} prompts with {count} choices each{by_quorum} are {answers} answers; "
             f"this gateway computes {settings.max_running_answers} at a time: ask for fewer",
@@ -248,6 +274,7 @@ def _ask(
             sampling=msgspec.structs.replace(sampling, seed=seed_of_sample(sampling.seed, sample)),
             stop_tokens=() if asked.ignore_eos else model.tokenizer.stop_tokens,
             stop=stops,
+            ensemble=tuple(each.id for each in ensemble) or UNSET,
         )
         for prompt in prompts
         for sample in range(count)
@@ -265,6 +292,7 @@ def _ask(
         quorum=quorum,
         demand=_demand(asked).shared(count * len(prompts)),
         again=again,
+        ensemble=ensemble,
     )
 
 

@@ -110,6 +110,12 @@ async def network(request: Request) -> Response:
     return _json(service_of(request).map())
 
 
+@api_routes.get("/payments")
+async def payments(request: Request) -> Response:
+    """What this gateway paid to nodes, channel by channel."""
+    return _json(service_of(request).statement())
+
+
 @api_routes.get("/receipts/{name}")
 async def receipt(request: Request, name: str) -> Response:
     """A receipt as `verification.receipt.from_json` reads it."""

@@ -39,6 +39,9 @@ class AskedSampling(msgspec.Struct, frozen=True, kw_only=True):
     """Generate up to `max_tokens` whatever the model says: for benchmarks."""
     quorum: int | None = None
     """So many chains without a common node compute the answer, and a majority decides."""
+    ensemble: list[str] | None = None
+    """Models that answer together, `model` among them: tokens are drawn from the mean of what they
+    say."""
     max_cost: float | None = None
     """In the stable unit: nodes that would ask for more in all do not serve the request."""
     tier: str | None = None

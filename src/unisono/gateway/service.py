@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 from unisono.clock import Clock, SystemClock
 from unisono.gateway.admission import Admission, KeyRing
+from unisono.gateway.audits import Auditing, ConvictedNode
 from unisono.gateway.completion import Engine
 from unisono.gateway.dispatch import Dispatch
-from unisono.gateway.errors import ErrorReply, reply_to
+from unisono.gateway.errors import ErrorReply, NotFound, reply_to
 from unisono.gateway.fallback import Fallback, source_of
 from unisono.gateway.generation import Generation
 from unisono.gateway.metrics import GatewayMetrics
 from unisono.gateway.network_map import NetworkMap, network_map
+from unisono.gateway.payments import Statement, StatementSource
 from unisono.gateway.receipts import ReceiptStore
 from unisono.gateway.requests import Ask
 from unisono.gateway.served import ServedModel, ServedModels
@@ -38,8 +40,11 @@ class GatewayService:
         clock: Clock | None = None,
         metrics: GatewayMetrics | None = None,
         fallbacks: Sequence[Fallback] = (),
+        audits: Auditing | None = None,
+        payments: StatementSource | None = None,
     ) -> None:
-        """`fallbacks` are asked in their order when the network is in trouble.
+        """`payments` tells what was paid, if nodes are paid at all. `fallbacks` are asked in their
+        order when the network is in trouble; `audits` is told of every answer of the network.
 
         Raises:
             ConfigurationError: there is no model, two share a name, or a fallback names a model
@@ -71,8 +76,10 @@ class GatewayService:
             settings=self.settings,
             clock=self.clock,
             metrics=self.metrics,
+            audits=audits,
         )
-
+        self._audits = audits
+        self._payments = payments
         self._fallbacks = tuple(
             source_of(each, engine, self.models, self.watch) for each in fallbacks
         )
@@ -103,10 +110,25 @@ class GatewayService:
 
     def map(self) -> NetworkMap:
         """The network as it is seen from here now."""
-        return network_map(self.watch, self.models)
+        return network_map(self.watch, self.models, self.convicted())
+
+    def statement(self) -> Statement:
+        """What was paid and promised.
+
+        Raises:
+            NotFound: this gateway pays nobody.
+        """
+        if self._payments is None:
+            raise NotFound("this gateway pays nobody: it was started without a chain")
+        return self._payments()
+
+    def convicted(self) -> tuple[ConvictedNode, ...]:
+        """The nodes that are proven to have signed something false."""
+        return () if self._audits is None else self._audits.convicted()
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus's text format."""
+        self.metrics.convicted.set(len(self.convicted()))
         return self.metrics.expose(
             nodes=self.watch.nodes(),
             health={model.name: self.watch.condition(model).health for model in self.models},

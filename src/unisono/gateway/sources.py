@@ -108,6 +108,8 @@ class ModelSource(NetworkSource):
     async def prepare(self, ask: Ask) -> Ask:
         """See `Source`. The prompt is written again with the other model's template and tokens."""
         name = self._model.name
+        if ask.ensemble:
+            raise FallbackFailed(f"the request asks for an ensemble, and '{name}' is one model")
         if self._model is ask.model:
             raise FallbackFailed(f"'{name}' is the model that was asked for")
         if ask.speaks_tokens:
@@ -138,6 +140,10 @@ class RemoteSource:
         if ask.quorum > 1:
             raise FallbackFailed(
                 f"the request asks for a quorum, and {endpoint.host} is one voice without receipts"
+            )
+        if ask.ensemble:
+            raise FallbackFailed(
+                f"the request asks for an ensemble of models, which {endpoint.host} is not"
             )
         if ask.top_logprobs >= 0:
             raise FallbackFailed(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,8 @@ from unisono.models.cache import PageStore, SessionCache
 from unisono.models.config import DecoderConfig
 from unisono.models.weights import BlockWeights
 from unisono.native import library
-from unisono.types import LayerRange, Sampling
+from unisono.numerics.ensemble import distribution
+from unisono.types import Distribution, LayerRange, Sampling
 
 KV_BYTES = 2 << 30
 """Memory for keys and values unless another is given."""
@@ -48,6 +49,8 @@ class Draw:
     """How many of them are the prompt."""
     top_logprobs: int = -1
     """Likeliest tokens to report; -1: no log probabilities."""
+    weigh: bool = False
+    """Whether to tell the distribution, and choose nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,8 @@ class Choice:
     token: int
     logprob: int = 0
     top: tuple[tuple[int, int], ...] = ()
+    distribution: Distribution | None = None
+    """If it was to be told; the token is then the likeliest."""
 
 
 class Decoder(ABC):
@@ -132,7 +137,15 @@ class Decoder(ABC):
             problem = draw.sampling.problem(self.config.vocabulary_size)
             if problem is not None:
                 raise UnisonoError(problem)
-        return self._choose(rows, draws)
+        plain = [each for each in draws if not each[2].weigh]
+        chosen = iter(self._choose(rows, plain) if plain else ())
+        return [self._weigh(rows, row, d) if d.weigh else next(chosen) for row, _, d in draws]
+
+    def _weigh(self, rows: Rows, row: int, draw: Draw) -> Choice:
+        known = cast("list[int]", draw.tokens.tolist())
+        logits = self._logits(rows[row : row + 1])[0]
+        said = distribution(logits, draw.sampling, known[: draw.prompt], known[draw.prompt :])
+        return Choice(said.ids[0], distribution=said)
 
     @abstractmethod
     def close(self) -> None:

@@ -7,6 +7,7 @@ tokens gives exactly the text of all of them: the library's own decoder works on
 from __future__ import annotations
 
 import codecs
+import hashlib
 import re
 import threading
 from collections.abc import Iterable, Sequence
@@ -86,6 +87,15 @@ class Tokenizer:
                 raise CorruptModel(f"{where} lacks {name}: convert the model again")
         settings = TokenizerSettings.decoded(files[SETTINGS_FILE], f"{where}/{SETTINGS_FILE}")
         return cls(files[TOKENIZER_FILE], settings, f"{where}/{TOKENIZER_FILE}")
+
+    @cached_property
+    def vocabulary_hash(self) -> str:
+        """64 hex digits that name all tokens with their ids: two models with the same hash mean
+        the same by an id."""
+        vocabulary = self._library.get_vocab(with_added_tokens=True)
+        pairs = sorted((index, piece) for piece, index in vocabulary.items())
+        special = sorted(self._special)
+        return hashlib.sha256(msgspec.json.encode((pairs, special))).hexdigest()
 
     @cached_property
     def vocabulary_size(self) -> int:

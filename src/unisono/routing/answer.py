@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unisono.errors import AnswerInterrupted, NetworkError
-from unisono.routing.chain import Chain, HopLeaving, HopLost, HopRefused
+from unisono.routing.chain import Chain, HopLeaving, HopLost, HopRefused, Weighing
 from unisono.routing.demand import ANY, Demand
 from unisono.routing.experience import Trial
 from unisono.routing.territory import Territory
@@ -58,14 +58,16 @@ class RoutedAnswer:
         top_logprobs: int,
         demand: Demand = ANY,
         territory: Territory | None = None,
+        weighing: Weighing | None = None,
     ) -> None:
         """`demand`: what each chain has to promise. `territory`: which nodes other chains have, if
-        they may not be shared."""
+        they may not be shared. `weighing`: who chooses the tokens, if not the chain."""
         self._swarm = swarm
         self._territory = territory or Territory()
         self._request = request
         self._top_logprobs = top_logprobs
         self._demand = demand
+        self._weighing = weighing
         self._tokens: list[int] = []
         self._first: Attempt | None = None
         self._second: Attempt | None = None
@@ -96,7 +98,8 @@ class RoutedAnswer:
         """
         self._first = await self._open(self._avoid)
         self._attempts += 1
-        if self._swarm.settings.hedge and not self._tokens:
+        # in an ensemble a first token may be late because of another model's chain
+        if self._swarm.settings.hedge and not self._tokens and self._weighing is None:
             self._spawn(self._hedge())
 
     async def _open(self, avoid: frozenset[NodeId]) -> Attempt:
@@ -107,6 +110,7 @@ class RoutedAnswer:
             avoid,
             self._territory,
             self._demand,
+            self._weighing,
         )
         self._spawn(self._listen(attempt))
         return attempt
@@ -172,7 +176,7 @@ class RoutedAnswer:
         if isinstance(event, SampledToken):
             if event.position < len(self._request.prompt) + len(self._tokens):
                 return None  # the other chain was faster
-            if not self._tokens:
+            if not self._tokens and self._weighing is None:
                 self._learn_first_token()
             if attempt is self._second:
                 if self._first is not None:

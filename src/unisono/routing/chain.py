@@ -7,13 +7,16 @@ import logging
 import secrets
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from msgspec import UNSET
 
 from unisono.clock import Clock, SystemClock
 from unisono.errors import PeerCheating, PeerGone, PeerRefused, WireError
+from unisono.routing.payments import Purse, Tab
 from unisono.types import (
+    Distribution,
     GenerationRequest,
     NodeId,
     SampledToken,
@@ -21,7 +24,8 @@ from unisono.types import (
     is_complete,
     request_hash,
 )
-from unisono.wire.claims import HopClaim, epoch_is_due, tokens_root
+from unisono.wire.claims import EPOCH_SECONDS, HopClaim, epoch_is_due, tokens_root
+from unisono.wire.ensemble import Given, Weighed
 from unisono.wire.link import Link, Links
 from unisono.wire.messages import (
     Claimed,
@@ -36,7 +40,9 @@ from unisono.wire.messages import (
     Rewired,
     Tokens,
 )
+from unisono.wire.payment_messages import Due, Held
 from unisono.wire.records import NodeRecord
+from unisono.wire.sold import Sold
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +76,23 @@ class HopRefused(PeerRefused):
         self.node = node
 
 
+class Weighing(Protocol):
+    """Who chooses the tokens of a chain whose model only tells distributions."""
+
+    def weighed(self, chain: Chain, position: int, said: Distribution) -> bool:
+        """What the model says of the token at `position`; once it is chosen, `chain.give` tells it.
+        False: it said something else before."""
+        ...
+
+    def chose(self, position: int, token: int) -> bool:
+        """Whether this token was chosen."""
+        ...
+
+    def root(self, tokens: int) -> str:
+        """What the last hop has to sign of the distributions of the first `tokens` tokens."""
+        ...
+
+
 class Chain:
     """Use: `open`, then `next` until the answer ends, then `finish`; `close` at any time.
 
@@ -89,8 +112,14 @@ class Chain:
         *,
         draft: bool = True,
         clock: Clock | None = None,
+        purse: Purse | None = None,
+        layer_count: int = 0,
+        epoch_seconds: int = EPOCH_SECONDS,
+        weighing: Weighing | None = None,
     ) -> None:
-        """`draft`: whether the first hop may guess tokens ahead."""
+        """`weighing`: who hears what the model says, if it does not choose the tokens itself.
+        `draft`: whether the first hop may guess tokens ahead. `purse`: who pays hops that are
+        not free; shares are of `layer_count` layers."""
         self._links_of_gateway = links
         self._gateway = gateway
         self.hops = list(hops)
@@ -99,6 +128,8 @@ class Chain:
         self._top_logprobs = top_logprobs
         self._draft = draft
         self._clock = clock or SystemClock()
+        self._epoch_seconds = epoch_seconds
+        self._weighing = weighing
         self.session = SessionId(secrets.token_hex(16))
         self.lost: dict[int, HopLost] = {}
         """Hops that have to be replaced, by index."""
@@ -111,6 +142,9 @@ class Chain:
         self._given = 0
         """Tokens that the first hop was given."""
         self._links: list[Link | None] = [None] * len(self.hops)
+        self._purse = purse
+        self._layer_count = layer_count
+        self._tabs: list[Tab | None] = [None] * len(self.hops)
         self._events: asyncio.Queue[SampledToken | HopLost | HopLeaving] = asyncio.Queue()
         self.on_tokens: Callable[[int], None] = lambda count: None
         """Told how many new tokens came together."""
@@ -191,10 +225,13 @@ class Chain:
         await self._all(self._reach(i) for i in resume)
         replies = [(i, self._expect(i, Opened)) for i in resume]
         for index, position in resume.items():
-            message, body = self._opening(index, position)
             link = self._links[index]
             assert link is not None
+            tab = self._tabs[index] = self._open_tab(index, link)
+            message, body = self._opening(index, position, tab)
             link.post(message, body)
+            if tab is not None:
+                tab.begin()
         await self._all(self._await(i, reply, "did not open the session") for i, reply in replies)
 
     async def _all(self, steps: Iterable[Coroutine[Any, Any, object]]) -> None:
@@ -220,7 +257,16 @@ class Chain:
         link.users.add(self)
         self._links[index] = link
 
-    def _opening(self, index: int, resume: int) -> tuple[Open, bytes]:
+    def _open_tab(self, index: int, link: Link) -> Tab | None:
+        record, purse = self.hops[index], self._purse
+        if record.terms is None or purse is None:
+            return None
+        prompt = len(self._request.prompt)
+        most = prompt + self._request.max_tokens
+        sold = Sold(self.session, record, self._layer_count, prompt, self._known, most)
+        return purse.open(sold, link.post)
+
+    def _opening(self, index: int, resume: int, tab: Tab | None) -> tuple[Open, bytes]:
         request, hops = self._request, self.hops
         count = len(hops)
         last = index == count - 1
@@ -248,6 +294,8 @@ class Chain:
             # One that takes the first hop's place is behind the others: its wrong guesses would
             # replace right rows of theirs, which they may be about to sign.
             draft=self._draft,
+            agreed=None if tab is None else tab.agreed,
+            weigh=self._weighing is not None,
         )
         ends = index == 0 or last
         return opened, np.array(tokens if ends else (), dtype="<u4").tobytes()
@@ -298,6 +346,13 @@ class Chain:
             raise event
         return event
 
+    def give(self, position: int, token: int) -> None:
+        """Tell the last hop the token that an ensemble chose. If it is lost, the one that takes
+        its place will ask again."""
+        link = self._links[-1]
+        if link is not None:
+            link.post(Given(self.session, position, token))
+
     async def finish(self, tokens: int) -> tuple[HopClaim, ...]:
         """One signed claim per hop for the first `tokens` tokens, checked.
 
@@ -322,6 +377,9 @@ class Chain:
                 self.lose(index, lost)
                 raise lost from None
             self._check(claims[-1], index, tokens)
+            tab = self._tabs[index]
+            if tab is not None:
+                tab.finish(tokens)
         for before, after in pairwise(claims):
             if before.rows_out != after.rows_in:  # the receipt shows it: a replay names the liar
                 log.warning("nodes %s and %s disagree", before.node[:8], after.node[:8])
@@ -339,9 +397,11 @@ class Chain:
             and claim.gateway == self._gateway
             and claim.model == self._request.model
             and claim.request == request_hash(self._request)
-            and epoch_is_due(claim.epoch, self._clock.now())
+            and epoch_is_due(claim.epoch, self._clock.now(), self._epoch_seconds)
             and claim.positions == len(self._request.prompt) + tokens - 1
             and claim.tokens == (tokens_root(self._generated[:tokens]) if last else "")
+            and claim.distributions
+            == (self._weighing.root(tokens) if last and self._weighing else UNSET)
         )
         if not good:
             lost = HopLost(f"node {record.node[:8]} signed another claim than was due", record.node)
@@ -357,6 +417,9 @@ class Chain:
 
     def _abandon(self, index: int) -> None:
         link, self._links[index] = self._links[index], None
+        tab, self._tabs[index] = self._tabs[index], None
+        if tab is not None:
+            tab.drop()
         if link is not None:
             link.post(Close(self.session))
             if link not in self._links:
@@ -380,6 +443,19 @@ class Chain:
                 self._take_token(token)
             if self._known > known:
                 self.on_tokens(self._known - known)
+                for tab in self._tabs:
+                    if tab is not None:
+                        tab.heard(len(self._generated))
+        elif isinstance(message, Weighed):
+            self._take_weighed(index, message)
+        elif isinstance(message, Due | Held):
+            tab = self._tabs[index]
+            if tab is None:
+                raise PeerCheating("a hop that is not paid asks for payment")
+            if isinstance(message, Due):
+                tab.due(message)
+            else:
+                tab.held(message)
         elif isinstance(message, Opened | Rewired):
             reply = self._replies.get((index, type(message)))
             if reply is None:
@@ -415,6 +491,20 @@ class Chain:
     def _index(self, link: Link) -> int | None:
         return self._links.index(link) if link in self._links else None
 
+    def _take_weighed(self, index: int, message: Weighed) -> None:
+        if self._weighing is None or index != len(self.hops) - 1:
+            raise PeerCheating("a distribution was not asked for")
+        if message.position > self._known or self.ended:
+            raise PeerCheating(
+                f"a distribution for position {message.position}; {self._known} was next"
+            )
+        if message.position < self._known:  # it crossed the token
+            return
+        if not self._weighing.weighed(self, message.position, message.distribution):
+            node = self.hops[index].node
+            problem = f"node {node[:8]} tells another distribution than was told before"
+            self.lose(index, HopLost(problem, node))
+
     def _take_token(self, token: SampledToken) -> None:
         if token.position < self._known:  # of a hop that took another's place
             given = (*self._request.prompt, *self._generated)[token.position]
@@ -423,6 +513,8 @@ class Chain:
             return
         if token.position != self._known or self.ended:
             raise PeerCheating(f"a token for position {token.position}; {self._known} was next")
+        if self._weighing is not None and not self._weighing.chose(token.position, token.token):
+            raise PeerCheating(f"another token for position {token.position} than was given")
         self._generated.append(token.token)
         self._events.put_nowait(token)
 

@@ -18,6 +18,7 @@ from unisono.routing.prefixes import PREFIX_TOKENS, Prefixes
 from unisono.routing.reputation import Deed, Reputation
 from unisono.types import NodeId
 from unisono.wire.records import NodeRecord
+from unisono.wire.sold import Wallet
 
 TYPICAL_TOKENS = 128.0
 """Tokens of an answer, before any has ended."""
@@ -46,6 +47,7 @@ class Experience:
         here: Callable[[], Coordinate] = lambda: ORIGIN,
         salt: int = 0,
         price_seconds: float = 0.0,
+        wallets: frozenset[Wallet] = frozenset(),
         row_bytes: int = 2048,
     ) -> None:
         """`here` tells the gateway's own coordinate; `salt` differs between gateways; the others
@@ -57,6 +59,7 @@ class Experience:
         self.prefixes = Prefixes(clock)
         self._salt = salt
         self._price_seconds = price_seconds
+        self._wallets = wallets
         self._row_bytes = row_bytes
         self._typical = TYPICAL_TOKENS
         self._per_loop = 1.0
@@ -83,6 +86,7 @@ class Experience:
             tokens=max(1, min(max_tokens, round(self._typical))),
             held=self.prefixes.held(keys),
             tokens_per_loop=self._per_loop,
+            wallets=self._wallets,
             row_bytes=self._row_bytes,
             price_seconds=self._price_seconds,
             caution=CAUTION if retry else 1.0,

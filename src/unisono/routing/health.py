@@ -58,7 +58,9 @@ class Health(msgspec.Struct, frozen=True):
         )
 
 
-def status_of(record: NodeRecord, *, alive: bool, rtt_us: int = 0) -> NodeStatus:
+def status_of(
+    record: NodeRecord, *, alive: bool, rtt_us: int = 0, convicted: bool = False
+) -> NodeStatus:
     """A node's status from its record, whether it answers heartbeats, and the round trip to it in
     microseconds (0: unknown).
 
@@ -79,6 +81,7 @@ def status_of(record: NodeRecord, *, alive: bool, rtt_us: int = 0) -> NodeStatus
         rtt_us=rtt_us,
         bandwidth=record.bandwidth,
         coordinate=record.coordinate,
+        convicted=convicted,
         price_in=record.price_in,
         price_out=record.price_out,
     )

@@ -36,6 +36,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """Bytes per second that it can send, as it says; 0 if it does not."""
     coordinate: tuple[int, int, int, int] = (0, 0, 0, 0)
     """Network coordinate in microseconds: x, y, z, height; all zeros if it has none."""
+    convicted: bool = False
+    """It is proven to have signed something false, and gets no work."""
     price_in: int = 0
     """Asked per million prompt tokens, as in `wire.records.NodeRecord`."""
     price_out: int = 0
@@ -67,7 +69,8 @@ class Answer(Protocol):
         ...
 
     async def finish(self, tokens: int) -> tuple[HopClaim, ...]:
-        """Accept the first `tokens` tokens, release the nodes, and return one claim per hop.
+        """Accept the first `tokens` tokens, release the nodes, and return one claim per hop: of an
+        ensemble (`request.ensemble`) those of every model's chain.
 
         Raises:
             AnswerInterrupted: a hop does not sign, or no majority of a quorum does.

@@ -54,7 +54,8 @@ def best_path(
 
     Nodes that leave, that are in `avoid`, that promise less than `costs.demand` asks, or that have
     no room for `positions` are left out, and
-    banned ones (`Reputation.banned`) unless nobody else is left. Among equals the smaller node id
+    banned ones (`Reputation.banned`) unless nobody else is left, barred ones (`Reputation.barred`)
+    always. Among equals the smaller node id
     wins, so that the order of `records` does not matter. Beyond `MAX_CANDIDATES` able nodes the
     choice is the best among a part of them. If the best chain is dearer than the demand's limit,
     the price weighs more until it is not.
@@ -71,8 +72,9 @@ def best_path(
         for r in known
         if r.model == model and r.node not in avoid and not r.leaving and r.layers.count
     ]
-    willing = [r for r in holders if costs.demand.admits(r)]
-    fitting = [r for r in willing if costs.load.room(r) >= positions]
+    willing = [r for r in holders if costs.admits(r)]
+    barred = {r.node for r in willing if costs.reputation.barred(r)}
+    fitting = [r for r in willing if r.node not in barred and costs.load.room(r) >= positions]
     banned = costs.reputation.banned_among(fitting)
     path = None
     if banned:
@@ -91,7 +93,14 @@ def best_path(
         unwilling = first_gap(willing, model, layer_count)
         if unwilling is not None:
             raise OfferMissing(
-                f"no node that holds layer {unwilling} promises {costs.demand}: ask for less"
+                f"no node that holds layer {unwilling} promises {costs.demand}, or this gateway "
+                "cannot pay those that do: ask for less, or give it a chain"
+            )
+        without = first_gap([r for r in willing if r.node not in barred], model, layer_count)
+        if without is not None:
+            raise CapacityMissing(
+                f"every node that says it holds layer {without} was convicted, or denied it: "
+                "start another with 'unisono node --join ADDRESS'"
             )
         raise CapacityMissing(
             f"every chain of nodes is full: {positions} positions are needed; try again soon"
@@ -187,7 +196,7 @@ def standbys(
         and r.model == path[0].model
         and not r.leaving
         and costs.load.room(r) >= positions
-        and costs.demand.admits(r)
+        and costs.admits(r)
         and not costs.reputation.banned(r)
     ]
     chosen: list[NodeRecord | None] = []

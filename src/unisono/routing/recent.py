@@ -32,6 +32,10 @@ class Recent(Generic[_K, _V]):
         """Forget an entry, if there is one."""
         self._entries.pop(key, None)
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+
     def items(self) -> Iterator[tuple[_K, _V]]:
         """Every entry, the oldest first."""
         return iter(tuple(self._entries.items()))

@@ -19,11 +19,16 @@ HALF_LIFE = 300.0
 """Seconds in which what was seen loses half of its weight. A stranger that lied is asked again
 after one to two of these, a node that lied for long after four, and has its old place back after
 some answers."""
+GUILT_HALF_LIFE = 7 * 86_400.0
+"""Seconds in which a conviction loses half of its weight. One keeps a node from all work for so
+long, and several for longer; nobody is asked again before, however few nodes are left."""
+GUILT_LIMIT = 8.0
 GOOD_LIMIT, BAD_LIMIT = 12.0, 64.0
 """No past is so long that a node may lie for a minute, and no guilt lasts a day."""
 PRIOR_GOOD, PRIOR_BAD = 4.0, 0.1
 """A stranger counts as one that kept its word 40 times out of 41."""
 MAX_STANDINGS = 16_384
+MAX_CONVICTED = 1024
 MAX_SAMPLES = 15.0
 
 
@@ -53,6 +58,8 @@ class Deed(Enum):
     """The node alone computed an answer of which a majority of a quorum computed another."""
     DOUBTED = "doubted"
     """As one of several hops; nobody knows yet which of them it was."""
+    CONVICTED = "convicted"
+    """Signed evidence shows that a claim of the node is false."""
 
 
 BLAME = {
@@ -66,6 +73,7 @@ BLAME = {
     Deed.PRICE_BROKEN: 6.0,
     Deed.DISSENTED: 24.0,
     Deed.DOUBTED: 3.0,
+    Deed.CONVICTED: 64.0,
 }
 """What a deed weighs against the sessions that a node completed, each of which weighs one."""
 
@@ -100,6 +108,9 @@ class Standing(msgspec.Struct, frozen=True):
     """Of a decode step for a session that is alone."""
     read: Pace = Pace()
     """Of one row of a prompt."""
+    guilt: float = 0.0
+    """Convictions, fading by `GUILT_HALF_LIFE`."""
+    guilt_at: float = 0.0
     denied: str = ""
     """What the node said last that it holds, and does not."""
     denied_at: float = 0.0
@@ -113,8 +124,17 @@ def faded(weight: float, seconds: float) -> float:
     return weight * 0.5 ** (max(0.0, seconds) / HALF_LIFE) if weight else 0.0
 
 
+def guilt(standing: Standing, now: float) -> float:
+    """The convictions of a node, as they weigh now."""
+    passed = max(0.0, now - standing.guilt_at)
+    return standing.guilt * 0.5 ** (passed / GUILT_HALF_LIFE) if standing.guilt else 0.0
+
+
 def judged(standing: Standing, deed: Deed, now: float) -> Standing:
     """The standing after one more deed."""
+    if deed is Deed.CONVICTED:
+        weight = min(GUILT_LIMIT, guilt(standing, now) + 1.0)
+        standing = msgspec.structs.replace(standing, guilt=weight, guilt_at=now)
     good = faded(standing.good, now - standing.at) + (deed is Deed.COMPLETED)
     bad = faded(standing.bad, now - standing.at) + BLAME[deed]
     return msgspec.structs.replace(
@@ -150,6 +170,8 @@ class Reputation:
     def __init__(self, clock: Clock, limit: int = MAX_STANDINGS) -> None:
         self._clock = clock
         self._standings: Recent[NodeId, Standing] = Recent(limit)
+        self._convicted: Recent[NodeId, Standing] = Recent(MAX_CONVICTED)
+        """Apart, so that no crowd of strangers pushes them out."""
 
     def saw(self, record: NodeRecord, deed: Deed) -> None:
         """Take in what the node of a record did.
@@ -162,6 +184,12 @@ class Reputation:
         if deed is Deed.NOT_HELD:
             after = msgspec.structs.replace(after, denied=held_by(record), denied_at=now)
         self._standings.put(record.node, after)
+
+    def convict(self, node: NodeId) -> None:
+        """Take in that the node is proven guilty, whether it was met here or not."""
+        after = judged(self.standing(node), Deed.CONVICTED, self._clock.monotonic())
+        self._standings.put(node, after)
+        self._convicted.put(node, after)
 
     def decoded(self, node: NodeId, seconds: float) -> None:
         """Take in how long a decode step of the node took per layer, as if it were alone."""
@@ -189,18 +217,35 @@ class Reputation:
             return PRIOR_BAD / PRIOR_GOOD
         return odds(known, self._clock.monotonic())
 
+    def convicted(self, node: NodeId) -> bool:
+        """Whether a conviction of the node still bars it from all work."""
+        known = self._convicted.get(node)
+        return known is not None and guilt(known, self._clock.monotonic()) >= 0.5
+
+    def barred(self, record: NodeRecord) -> bool:
+        """Whether the node is not asked even when nobody else is left: it is convicted, or was just
+        found not to hold what its record says."""
+        if self.convicted(record.node):
+            return True
+        known = self._standings.get(record.node)
+        return (
+            known is not None
+            and bool(known.denied)
+            and self._clock.monotonic() - known.denied_at < HALF_LIFE
+            and known.denied == held_by(record)
+        )
+
     def banned(self, record: NodeRecord) -> bool:
-        """Whether the node rather fails than not, or does not hold what it says: it is asked
-        only when nobody else is left."""
+        """Whether the node rather fails than not: it is asked only when nobody else is left. Of
+        those that are barred not even then."""
+        if self.barred(record):
+            return True
         known = self._standings.get(record.node)
         if known is None:
             return False
-        if known.bad < PRIOR_GOOD - PRIOR_BAD and not known.denied:
+        if known.bad < PRIOR_GOOD - PRIOR_BAD:
             return False  # spares most nodes the arithmetic
-        now = self._clock.monotonic()
-        if known.denied and now - known.denied_at < HALF_LIFE and known.denied == held_by(record):
-            return True
-        return odds(known, now) >= 1
+        return odds(known, self._clock.monotonic()) >= 1
 
     def banned_among(self, records: Iterable[NodeRecord]) -> frozenset[NodeId]:
         """The nodes of these records that are banned."""
@@ -236,6 +281,8 @@ class Reputation:
         The share of sessions that it is expected to complete, times how much of the speed that
         it advertises it was seen to have.
         """
+        if self.convicted(record.node):
+            return 0.0
         judged = self.judge([record])
         kept = 1 / (1 + float(judged.odds[0]))
         count = record.layers.count

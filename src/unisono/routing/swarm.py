@@ -8,22 +8,28 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec import UNSET
+
 from unisono.clock import Clock
 from unisono.errors import (
     CapacityMissing,
     CoverageMissing,
+    InsufficientFunds,
     NetworkError,
     PeerCheating,
+    SettlementError,
 )
 from unisono.routing.answer import MAX_ATTEMPTS, Attempt, RoutedAnswer
-from unisono.routing.chain import Chain, HopLost, HopRefused
+from unisono.routing.chain import Chain, HopLost, HopRefused, Weighing
 from unisono.routing.coordinates import ORIGIN, Coordinate
 from unisono.routing.costs import Costs
 from unisono.routing.demand import ANY, Demand
+from unisono.routing.ensemble import Combine, EnsembleAnswer
 from unisono.routing.experience import Experience
 from unisono.routing.health import status_of
 from unisono.routing.network import NodeStatus
 from unisono.routing.paths import Path, best_path, ranked_paths, standbys
+from unisono.routing.payments import Purse
 from unisono.routing.prefixes import prefix_keys
 from unisono.routing.quorum import QuorumAnswer
 from unisono.routing.territory import Territory
@@ -68,7 +74,7 @@ class SwarmSettings:
     """Whether first hops may guess tokens ahead."""
     hedge: bool = True
     """Whether a second chain is opened when the first token is late."""
-    price_seconds: float = 0.0
+    price_seconds: float = 0.1
     """Seconds that a client would wait to save one millionth of the unit of prices."""
     epoch_seconds: int = EPOCH_SECONDS
     """Length of the network's epochs, which claims name."""
@@ -87,19 +93,28 @@ class Swarm:
         observe_hop: Callable[[NodeId, float], None] | None = None,
         *,
         settings: SwarmSettings | None = None,
+        purse: Purse | None = None,
         here: Callable[[], Coordinate] = lambda: ORIGIN,
+        combine: Combine | None = None,
     ) -> None:
         """`observe_hop` is told (node, seconds) of every ping's round trip; `here` tells the
-        gateway's own network coordinate."""
+        gateway's own network coordinate; `combine` chooses the tokens of ensembles (None: they
+        are not served)."""
         self.transport = transport
         self.identity = identity
         self.members = members
         self.clock = clock
         self.settings = settings or SwarmSettings()
         self.experience = Experience(
-            clock, here=here, salt=int(identity[:8], 16), price_seconds=self.settings.price_seconds
+            clock,
+            here=here,
+            salt=int(identity[:8], 16),
+            price_seconds=self.settings.price_seconds,
+            wallets=purse.wallets if purse else frozenset(),
         )
+        self.purse = purse
         self._observe_hop = observe_hop
+        self._combine = combine
         self.links = Links(transport, clock, self._receive, self._lost, self._pinged)
         self._layer_counts = layer_counts
         self._chains: dict[SessionId, Chain] = {}
@@ -116,8 +131,14 @@ class Swarm:
         top_logprobs: int = -1,
         quorum: int = 1,
         demand: Demand = ANY,
-    ) -> RoutedAnswer | QuorumAnswer:
+    ) -> RoutedAnswer | QuorumAnswer | EnsembleAnswer:
         """See `Network.open`."""
+        if request.ensemble is not UNSET:
+            if self._combine is None:
+                raise CoverageMissing("ensembles of models are not served here")
+            ensemble = EnsembleAnswer(self, request, self._combine, demand)
+            await ensemble.start()
+            return ensemble
         if quorum == 1:
             return await self.route(request, top_logprobs, demand)
         answer = QuorumAnswer(self, request, top_logprobs, quorum, demand.shared(quorum))
@@ -130,13 +151,15 @@ class Swarm:
         top_logprobs: int,
         demand: Demand = ANY,
         territory: Territory | None = None,
+        weighing: Weighing | None = None,
     ) -> RoutedAnswer:
-        """An answer over one chain, which has no node in common with foreign territories.
+        """An answer over one chain, which has no node in common with foreign territories, and
+        whose tokens `weighing` chooses, if it is given.
 
         Raises:
             CoverageMissing, CapacityMissing, OfferMissing, NetworkUnreachable: as `Network.open`.
         """
-        answer = RoutedAnswer(self, request, top_logprobs, demand, territory)
+        answer = RoutedAnswer(self, request, top_logprobs, demand, territory, weighing)
         await answer.start()
         self._answers.add(answer)
         return answer
@@ -146,10 +169,20 @@ class Swarm:
         """Answers that are not complete."""
         return len(self._answers)
 
+    def convict(self, node: NodeId) -> None:
+        """Send a node that is proven guilty no more sessions."""
+        if not self.experience.reputation.convicted(node):
+            self.experience.reputation.convict(node)
+
     def nodes(self) -> tuple[NodeStatus, ...]:
         """See `Network.nodes`."""
         return tuple(
-            status_of(r, alive=alive, rtt_us=self._round_trip_us(r.node))
+            status_of(
+                r,
+                alive=alive,
+                rtt_us=self._round_trip_us(r.node),
+                convicted=self.experience.reputation.convicted(r.node),
+            )
             for r, alive in self.members.known()
         )
 
@@ -165,7 +198,19 @@ class Swarm:
             for model, layer_count in self._layer_counts.items():
                 wanted = self._next_nodes(model, layer_count)
                 await self.links.warm([record.address for record in wanted])
+                await self._warm_channels(wanted)
             await self.clock.sleep(WARM_SECONDS)
+
+    async def _warm_channels(self, records: Sequence[NodeRecord]) -> None:
+        """Open channels to nodes that will be asked next, so that no answer waits for a block."""
+        for record in records:
+            if self.purse is None or record.terms is None:
+                continue
+            try:
+                await self.purse.prepare(record, 1)
+            except SettlementError as error:
+                log.warning("no channel to node %s…: %s", record.node[:8], error)
+                return
 
     def _next_nodes(self, model: ModelId, layer_count: int) -> list[NodeRecord]:
         records = self.members.records()
@@ -224,6 +269,7 @@ class Swarm:
         avoid: frozenset[NodeId],
         territory: Territory,
         demand: Demand = ANY,
+        weighing: Weighing | None = None,
     ) -> Attempt:
         """Choose a chain and open it; hops that fail are left out and the choice repeated.
 
@@ -277,16 +323,21 @@ class Swarm:
                 request,
                 generated,
                 top_logprobs,
-                draft=self.settings.draft,
+                draft=self.settings.draft and weighing is None,
                 clock=self.clock,
+                purse=self.purse,
+                layer_count=count,
                 epoch_seconds=self.settings.epoch_seconds,
+                weighing=weighing,
             )
             trial = self.experience.trial(path, costs, positions, keys=keys)
             attempt = Attempt(chain, trial)
             self._chains[chain.session] = chain
-            chain.on_tokens = trial.arrived
+            if weighing is None:  # else a chain waits for others, and its pace says little
+                chain.on_tokens = trial.arrived
             taken = territory.take(path)
             try:
+                await self._fund(path, costs, count)
                 await chain.open()
             except (HopRefused, HopLost) as error:
                 log.info("attempt %d: %s", number + 1, error)
@@ -313,6 +364,24 @@ class Swarm:
             f"no chain of nodes opened a session in {MAX_ATTEMPTS} attempts"
         )
 
+    async def _fund(self, path: Path, costs: Costs, layer_count: int) -> None:
+        """See to it that every hop can be paid for the longest answer.
+
+        Raises:
+            InsufficientFunds: the payer has not so much.
+            NetworkError: the chain of blocks does not answer, or refuses.
+        """
+        if self.purse is None:
+            return
+        try:
+            for record in path:
+                if record.terms is not None:
+                    await self.purse.prepare(record, costs.worst_price((record,), layer_count))
+        except InsufficientFunds:
+            raise
+        except SettlementError as error:
+            raise NetworkError(f"the nodes of this answer cannot be paid now: {error}") from error
+
     async def mend(
         self,
         attempt: Attempt,
@@ -337,6 +406,7 @@ class Swarm:
         new = {i: standby for i in chain.lost if (standby := found[i]) is not None}
         if len(new) < len(chain.lost):
             return False
+        await self._fund(tuple(new.values()), trial.costs, path[-1].layers.stop)
         # first, so that a new hop that fails at once is known to have been part of the attempt
         trial.replaced(tuple(new.get(i, hop) for i, hop in enumerate(path)))
         territory.take(new.values())

@@ -15,7 +15,7 @@ def check_target(path: Path) -> None:
     Raises:
         ConfigurationError: matplotlib is missing, or the path cannot be a picture.
     """
-    _pyplot()
+    pyplot_module()
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ConfigurationError(
             f"--plot {path}: expected a name that ends with .png, .svg or .pdf"
@@ -32,7 +32,7 @@ def draw(report: Report, path: Path) -> None:
     Raises:
         ConfigurationError: matplotlib is missing, or the file cannot be written.
     """
-    pyplot = _pyplot()
+    pyplot = pyplot_module()
     settings, series = report.settings, report.series
     figure, axes = pyplot.subplots(3, 2, figsize=(11, 10), sharex=True)
     minutes = [point.minute for point in series]
@@ -99,7 +99,12 @@ def _seconds(series: tuple[Sample, ...]) -> list[float]:
     return [point.first_token_p50_ms / 1000 for point in series]
 
 
-def _pyplot() -> Any:
+def pyplot_module() -> Any:
+    """matplotlib's pyplot, drawing to files only.
+
+    Raises:
+        ConfigurationError: matplotlib is missing.
+    """
     try:
         import matplotlib
     except ImportError as error:

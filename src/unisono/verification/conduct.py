@@ -22,15 +22,17 @@ SOUND_LIMIT = 1000.0
 FAMILIAR = 5.0
 """Verified answers that make a stranger half trusted."""
 
-Finding = Literal["verified", "served", "convicted"] | CommitteeFaultKind
+Finding = Literal["verified", "served", "convicted", "false_challenge"] | CommitteeFaultKind
 """`verified`: an audit found the node's claim true. `served`: it voted with the truth in a
-committee. `convicted`: a claim of it was found false."""
+committee. `convicted`: a claim of it was found false, or it lost a dispute about one.
+`false_challenge`: it contradicted a claim and lost the dispute."""
 
 GRAVITY: dict[Finding, float] = {
     "verified": 0.0,
     "served": 0.0,
     # evidence that anyone can check
     "convicted": 1000.0,
+    "false_challenge": 300.0,
     "double_commit": 300.0,
     "wrong_opening": 300.0,
     "copied_commit": 300.0,

@@ -27,7 +27,7 @@ from unisono.types import GenerationRequest, NodeId, canonical, digest, request_
 from unisono.verification.openings import Field, Tile
 from unisono.verification.verdict import Fault, Verdict, fault_of
 from unisono.wire.bounds import MAX_POSITIONS, Hash, Model, Natural, Node, Position
-from unisono.wire.claims import TAG_BYTES, HopClaim, row_hash, token_hash
+from unisono.wire.claims import RETENTION_EPOCHS, TAG_BYTES, HopClaim, row_hash, token_hash
 from unisono.wire.identity import Identity, verify_signature
 from unisono.wire.mountain_range import RowProof
 from unisono.wire.rows import NARROW, WIDE, decode_rows
@@ -36,8 +36,6 @@ VERSION = 1
 MAX_BYTES = 8 << 20
 """Of a file: two claims over `MAX_POSITIONS` positions, and some room."""
 MAX_WITNESSES = 64
-RETENTION_EPOCHS = 60
-"""How many epochs after its claim's a node must be able to open it."""
 
 Side = Literal["in", "out"]
 _Signature = Annotated[bytes, Meta(max_length=64)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 from unisono.models.store import StoredModel
 from unisono.models.tokenizer import Tokenizer
 from unisono.types import LayerRange, is_complete, request_hash, stop_rule
+from unisono.verification.ensemble import check_ensemble, parts
 from unisono.verification.quorum import check_quorum
 from unisono.verification.receipt import Receipt
 from unisono.verification.verdict import Fault, fault_of
@@ -22,9 +24,26 @@ def check_form(receipt: Receipt, model: StoredModel | None = None) -> Fault | No
     Signatures of hops come first, so that an altered request is reported as such and not as
     the broken signature that it also causes.
     """
-    problem = _out_of_bounds(receipt)
-    if problem is not None:
-        return Fault("malformed", f"malformed receipt: {problem}; no node signs such a thing")
+    each = parts(receipt)
+    for part in each:
+        problem = _out_of_bounds(part)
+        if problem is not None:
+            return Fault("malformed", f"malformed receipt: {problem}; no node signs such a thing")
+    return (
+        _first(_check_signed(part) for part in each)
+        or _first(_check_chain(part) or _check_tokens(part, model) for part in each)
+        or check_ensemble(receipt)
+        or check_quorum(receipt)
+        or _check_gateway(receipt)
+        or _first(_check_prompt(part) or _check_neighbours(part) for part in each)
+    )
+
+
+def _first(faults: Iterable[Fault | None]) -> Fault | None:
+    return next((fault for fault in faults if fault is not None), None)
+
+
+def _check_signed(receipt: Receipt) -> Fault | None:
     for claim in receipt.hops:
         if not claim.signature_is_good():
             return fault_of(
@@ -42,14 +61,7 @@ def check_form(receipt: Receipt, model: StoredModel | None = None) -> Fault | No
                 "altered request: the prompt, the model or the settings in this receipt are not "
                 f"those that hop {claim.hop} (node {claim.node[:16]}…) signed",
             )
-    return (
-        _check_chain(receipt)
-        or _check_tokens(receipt, model)
-        or check_quorum(receipt)
-        or _check_gateway(receipt)
-        or _check_prompt(receipt)
-        or _check_neighbours(receipt)
-    )
+    return None
 
 
 def _check_gateway(receipt: Receipt) -> Fault | None:

@@ -6,13 +6,14 @@ cheating does not pay if
 
     p · d · (stake + escrow) > gain
 
-A stake answers for all answers whose audits are still open. With at most n of those, each with
-an escrow of its own, and q = p · d, cheating on any number of them does not pay if
+A stake answers for all answers whose audits are still open, and a node that cheats all the time
+gives more of them before the first verdict reaches it. With at most n of those, each with an
+escrow of its own, and q = p · d, no way of cheating pays if both are more than the gain:
 
-    stake · (1 − (1 − q)^n) / n + escrow · q > gain
+    q · (stake + escrow)        q · (stake + n · escrow) / (1 + q · (n − 1))
 
-which for n = 1 is the line above. docs/threat-model-stakes.md derives both
-and says what they assume.
+For n = 1 they are the line above. docs/threat-model.md derives both and says what they assume;
+`adversaries.gaining` plays them.
 Amounts are integers in one unit of account, whatever it is; rates are per million.
 """
 
@@ -112,25 +113,43 @@ def plan(
     if min(exposure.gain, exposure.stake, exposure.escrow) < 0 or exposure.open_answers < 1:
         raise ConfigurationError(f"amounts are not negative and an answer is open: {exposure}")
     terms = tier.value
-    seats = committee_size(terms.error, adversaries, least=terms.seats)
+    seats = _seats(exposure, terms, adversaries)
     needed = deterring_rate(exposure, detection(seats, adversaries))
-    trusted = min(1.0, trust(conduct, now) / PROVEN)
-    wished = terms.rate * (STRANGER_FACTOR - (STRANGER_FACTOR - 1.0) * trusted)
-    rate = min(MILLION, max(math.ceil(wished), needed))
+    rate = max(rate_for(terms.rate, conduct, now), needed)
     missing = missing_escrow(exposure, detection(seats, adversaries))
     return Plan(rate, seats, missing == 0, missing, terms.final)
 
 
+def _seats(exposure: Exposure, terms: Terms, adversaries: float) -> int:
+    """The tier's committee, or the least larger one that deters where this one does not; the
+    tier's own if none does."""
+    least = committee_size(terms.error, adversaries, least=terms.seats)
+    seats: int | None = least
+    while seats is not None:
+        if missing_escrow(exposure, detection(seats, adversaries)) == 0:
+            return seats
+        seats = larger_committee(seats)
+    return least
+
+
+def rate_for(rate: int, conduct: Conduct, now: float) -> int:
+    """Audits per million of a node with this record, if those of a proven one are `rate`."""
+    trusted = min(1.0, trust(conduct, now) / PROVEN)
+    return min(MILLION, math.ceil(rate * (STRANGER_FACTOR - (STRANGER_FACTOR - 1.0) * trusted)))
+
+
 def loss_per_answer(exposure: Exposure, rate: int, found: float) -> float:
-    """The least that a node expects to lose on each answer that it cheats on, however many of the
-    open answers those are, at `rate` audits per million.
+    """The least that a node expects to lose on each answer that it cheats on, however it spreads
+    its cheating, at `rate` audits per million.
 
     Args:
         found: chance that an audit of a false answer ends in a conviction.
     """
     each = rate / MILLION * found
-    caught = 1.0 - (1.0 - each) ** exposure.open_answers
-    return exposure.stake * caught / exposure.open_answers + exposure.escrow * each
+    seldom = each * (exposure.stake + exposure.escrow)
+    others = exposure.open_answers - 1
+    always = each * (exposure.stake + (1 + others) * exposure.escrow) / (1 + each * others)
+    return min(seldom, always)
 
 
 def deterring_rate(exposure: Exposure, found: float) -> int:
@@ -149,8 +168,17 @@ def deterring_rate(exposure: Exposure, found: float) -> int:
 
 def missing_escrow(exposure: Exposure, found: float) -> int:
     """What each answer's escrow lacks for an audit of everything to deter; 0: nothing."""
-    lacks = MARGIN * exposure.gain - loss_per_answer(exposure, MILLION, found)
-    return max(0, math.ceil(lacks / found))
+    wanted, others = MARGIN * exposure.gain, exposure.open_answers - 1
+    seldom = wanted / found - exposure.stake
+    always = (wanted * (1 / found + others) - exposure.stake) / (1 + others)
+    missing = max(0, math.floor(max(seldom, always) - exposure.escrow))
+    while loss_per_answer(_with_escrow(exposure, missing), MILLION, found) < wanted:
+        missing += 1  # once or twice: what was rounded off
+    return missing
+
+
+def _with_escrow(exposure: Exposure, more: int) -> Exposure:
+    return msgspec.structs.replace(exposure, escrow=exposure.escrow + more)
 
 
 def adversarial_majority(seats: int, adversaries: float) -> float:

@@ -9,8 +9,10 @@ from msgspec import UNSET, UnsetType
 
 from unisono.errors import ReceiptError
 from unisono.types import GenerationRequest, NodeId, canonical, digest, is_hex
+from unisono.verification.audit_note import AuditNote
 from unisono.verification.unverified import UnverifiedReceipt
 from unisono.wire.claims import HopClaim
+from unisono.wire.ensemble import Ensemble
 from unisono.wire.identity import Identity, verify_signature
 from unisono.wire.votes import Quorum
 
@@ -41,7 +43,12 @@ class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quorum: Quorum | UnsetType = UNSET
     """The other chains, if several computed the answer. Absent in all encodings, those that are
     signed included, where one did."""
+    ensemble: Ensemble | UnsetType = UNSET
+    """The other models' claims, if several models answered together. Absent likewise."""
     signature: bytes = b""
+    audits: tuple[AuditNote, ...] | UnsetType = UNSET
+    """What audits found since, as the gateway that is asked for the receipt adds it. Not signed: it
+    is not part of the answer."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -51,8 +58,9 @@ class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return (len(self.tokens) - 1) * 1e6 / self.elapsed_us
 
     def signed_bytes(self) -> bytes:
-        """What the gateway's signature covers: everything else."""
-        return digest("receipt/1", canonical(msgspec.structs.replace(self, signature=b"")))
+        """What the gateway's signature covers: everything else but audits."""
+        unsigned = msgspec.structs.replace(self, signature=b"", audits=UNSET)
+        return digest("receipt/1", canonical(unsigned))
 
     def signed_by(self, identity: Identity) -> Receipt:
         """The same receipt with the gateway's signature."""

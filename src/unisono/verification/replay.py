@@ -16,7 +16,8 @@ from unisono.errors import CorruptModel
 from unisono.models.decoder import Decoder, Draw, Rows, Segment, make_decoder
 from unisono.models.loading import load_block
 from unisono.models.store import ModelStore, StoredModel
-from unisono.types import LayerRange
+from unisono.types import Distribution, LayerRange
+from unisono.verification.ensemble import check_choices, check_distributions, parts
 from unisono.verification.form import check_form
 from unisono.verification.receipt import Receipt
 from unisono.verification.verdict import Fault, Verdict, fault_of
@@ -38,31 +39,59 @@ def verify(receipt: Receipt, store: ModelStore, progress: Progress | None = None
     INCONCLUSIVE: the model is not in the store, or damaged there.
     """
     started = time.perf_counter()
+    each = parts(receipt)
     try:
-        model = store.get(receipt.request.model)
+        models = [store.get(part.request.model) for part in each]
     except CorruptModel as error:
         fault = check_form(receipt)
         if fault is not None:
             return Verdict("INVALID", fault, fault.message)
         return Verdict("INCONCLUSIVE", message=f"unknown model: {error}")
     try:
-        fault = check_form(receipt, model)
+        fault = check_form(receipt, models[0])
         if fault is None or fault.kind == "rows_disagree":
             # of two hops that disagree, the weights may show that the first computed something else
-            fault = _replay(receipt, model, progress) or fault
+            fault = _replay_all(receipt, models, progress) or fault
     except CorruptModel as error:
         return Verdict("INCONCLUSIVE", message=f"damaged model: {error}")
     seconds = time.perf_counter() - started
-    positions = len(receipt.request.prompt) + len(receipt.tokens) - 1
+    positions = (len(receipt.request.prompt) + len(receipt.tokens) - 1) * len(each)
     if fault is not None:
         return Verdict("INVALID", fault, fault.message, positions, seconds)
     message = "every hop computed what it signed"
     if receipt.quorum is not UNSET:
         message += f"; {receipt.quorum.summary}"
+    if receipt.ensemble is not UNSET:
+        message += f", and the tokens are what {len(each)} models chose together"
     return Verdict("VALID", None, message, positions, seconds)
 
 
-def _replay(receipt: Receipt, model: StoredModel, progress: Progress | None) -> Fault | None:
+def _replay_all(
+    receipt: Receipt, models: Sequence[StoredModel], progress: Progress | None
+) -> Fault | None:
+    """Replay every part of a receipt, and then the choices of an ensemble."""
+    each = parts(receipt)
+    count, before = sum(len(part.hops) for part in each), 0
+    said: list[list[Distribution]] = []
+    for part, model in zip(each, models, strict=True):
+        told: list[Distribution] = []
+
+        def report(done: int, _: int, before: int = before) -> None:
+            if progress is not None:
+                progress(before + done, count)
+
+        fault = _replay(part, model, report, told)
+        if fault is not None:
+            return fault
+        said.append(told)
+        before += len(part.hops)
+    return None if receipt.ensemble is UNSET else check_choices(receipt, said)
+
+
+def _replay(
+    receipt: Receipt, model: StoredModel, progress: Progress, told: list[Distribution]
+) -> Fault | None:
+    """The first fault; what the model of an ensemble says of the tokens is added to `told`."""
     request, answer = receipt.request, receipt.tokens
     if model.layer_count != receipt.hops[-1].layers.stop:
         return fault_of(
@@ -93,11 +122,14 @@ def _replay(receipt: Receipt, model: StoredModel, progress: Progress | None) -> 
                 return _wrong_output(claim, outgoing)
             confirmed = claim
             if claim is receipt.hops[-1]:
+                progress(claim.hop + 1, len(receipt.hops))
+                if receipt.request.ensemble is not UNSET:
+                    told += _distributions(receipt, decoder, rows)
+                    return check_distributions(receipt, told)
                 return _check_sampling(receipt, claim, decoder, rows)
         finally:
             decoder.close()
-        if progress is not None:
-            progress(claim.hop + 1, len(receipt.hops))
+        progress(claim.hop + 1, len(receipt.hops))
     return None
 
 
@@ -135,6 +167,18 @@ def _wrong_output(claim: HopClaim, expected: list[bytes]) -> Fault:
         f"at {where}",
         position,
     )
+
+
+def _distributions(receipt: Receipt, decoder: Decoder, rows: Rows) -> list[Distribution]:
+    """What a model says of every token of the answer, from its last rows."""
+    request, first = receipt.request, len(receipt.request.prompt)
+    known = np.array([*request.prompt, *receipt.tokens], dtype=np.int32)
+    draws = [
+        (at - 1, at, Draw(request.sampling, known[:at], first, weigh=True))
+        for at in range(first, len(known))
+    ]
+    found = [choice.distribution for choice in decoder.choose(rows, draws)]
+    return [each for each in found if each is not None]
 
 
 def _check_sampling(

@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from unisono.types import LayerRange, ModelId, NodeId, SessionId, canonical, digest
 from unisono.wire.identity import Identity, verify_signature
 from unisono.wire.mountain_range import rows_root as rows_root
 
 EPOCH_SECONDS = 60
-"""Length of an epoch: claims of one epoch are audited with the beacon of a later one."""
+"""Length of an epoch unless a network chooses another: claims of one epoch are audited with the
+beacon of a later one."""
+RETENTION_EPOCHS = 60
+"""How many epochs after its claim's a node must be able to open it."""
 EPOCH_DRIFT = 1
 """How many epochs a claim's may differ from the gateway's own when it arrives."""
 TAG_BYTES = 3
@@ -44,6 +48,10 @@ class HopClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of the last hop: `tokens_root` of the sampled tokens; empty for others."""
     epoch: int = 0
     """`epoch_at` the time of signing."""
+    distributions: str | UnsetType = UNSET
+    """Of the last hop in an ensemble: `wire.ensemble.distributions_root` of what it reported. The
+    tokens were then given to it. Absent in all encodings, those that are signed included, in
+    other claims."""
     signature: bytes = b""
 
     def signed_bytes(self) -> bytes:
@@ -64,14 +72,14 @@ def row_hash(encoded: bytes | memoryview) -> bytes:
     return hashlib.sha256(encoded).digest()
 
 
-def epoch_at(seconds: float) -> int:
-    """The epoch of a time in seconds since the Unix epoch."""
-    return int(seconds // EPOCH_SECONDS)
+def epoch_at(seconds: float, length: int = EPOCH_SECONDS) -> int:
+    """The epoch of a time in seconds since the Unix epoch; `length` is the network's."""
+    return int(seconds // length)
 
 
-def epoch_is_due(epoch: int, seconds: float) -> bool:
+def epoch_is_due(epoch: int, seconds: float, length: int = EPOCH_SECONDS) -> bool:
     """Whether a claim of this epoch may arrive at this time, clocks differing a little."""
-    return abs(epoch - epoch_at(seconds)) <= EPOCH_DRIFT
+    return abs(epoch - epoch_at(seconds, length)) <= EPOCH_DRIFT
 
 
 def tokens_root(tokens: tuple[int, ...] | list[int]) -> str:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta
 
 from unisono.errors import PeerCheating
 from unisono.types import LayerRange, PeerAddress, SampledToken, Sampling, is_hex
+from unisono.wire.audit_messages import AuditMessage
 from unisono.wire.bounds import (
     MAX_BUNDLE,
     MAX_DRAFT_ROWS,
@@ -42,8 +43,11 @@ from unisono.wire.bounds import (
     small,
 )
 from unisono.wire.claims import TAG_BYTES, HopClaim
+from unisono.wire.ensemble import EnsembleMessage
 from unisono.wire.gossip_messages import Beat, Exchange, Newer, Wanted
 from unisono.wire.identity import SIGNATURE_BYTES
+from unisono.wire.notices import NoticeMessage
+from unisono.wire.payment_messages import Agreed, PaymentMessage
 from unisono.wire.records import Info, Probe
 from unisono.wire.relay_messages import RelayMessage
 from unisono.wire.verification_messages import VerificationMessage
@@ -93,6 +97,10 @@ class Open(MessageBase, frozen=True):
     """-1: no log probabilities."""
     draft: bool
     """Whether the first hop may guess tokens ahead, for the chain to check several at a time."""
+    agreed: Agreed | None = None
+    """What the hop is paid; None: nothing."""
+    weigh: bool = False
+    """Whether the last hop tells distributions and is given tokens, instead of choosing them."""
 
     def __post_init__(self) -> None:
         check_layers(self.layers, empty=False)
@@ -228,6 +236,8 @@ class Claimed(MessageBase, frozen=True):
         for name in ("request", "gateway", "model", "node", "rows_in", "rows_out"):
             check(is_hex(getattr(claim, name), 32), f"the claim's {name} is not 64 hex digits")
         check(not claim.tokens or is_hex(claim.tokens, 32), "the claim's tokens are not a hash")
+        said = claim.distributions
+        check(said is UNSET or is_hex(said, 32), "the claim's distributions are not a hash")
         check(0 <= claim.hop < MAX_HOPS, f"hop {claim.hop}")
         check_layers(claim.layers, empty=False)
         check(0 <= claim.positions <= MAX_POSITIONS, f"{claim.positions} positions")
@@ -304,6 +314,10 @@ Message = (
     | Beat
     | Probe
     | Info
+    | PaymentMessage
+    | EnsembleMessage
     | RelayMessage
     | VerificationMessage
+    | NoticeMessage
+    | AuditMessage
 )

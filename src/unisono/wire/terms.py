@@ -12,23 +12,24 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from unisono.types import EvmAddress
 from unisono.wire.bounds import Natural
 
 TIERS = ("economy", "standard", "assured", "critical")
 """Service levels by number; `verification.policy.Tier` and `market.sla` say what each promises."""
 MAX_WINDOW = 4096
 
-EvmAddress = Annotated[str, Meta(pattern=r"^0x[0-9a-f]{40}\Z")]
-"""Of a contract or of a key that is paid, in lower case."""
+AddressText = Annotated[EvmAddress, Meta(pattern=r"^0x[0-9a-fA-F]{40}\Z")]
+"""Of a contract or of a key that is paid; whoever uses it checks its EIP-55 checksum."""
 
 
 class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where and in which portions a node is paid, and what it puts up for its word."""
 
-    payee: EvmAddress
+    payee: AddressText
     chain: Natural
     """Chain id."""
-    channels: EvmAddress
+    channels: AddressText
     """The contract that holds the payer's deposits."""
     stake: Natural = 0
     """What the node says it has staked; whoever relies on it reads the registry."""

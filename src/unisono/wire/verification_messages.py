@@ -7,6 +7,11 @@
     member → auditor    ResultReveal    what the digest hides
     auditor → member    Settled         what came of it
 
+Beside it, since a hop that does not begin the model needs rows to be computed from:
+
+    auditor → node      RowsTask        compute these layers before the audited hop
+    node → auditor      RowsGiven       the rows
+
 A task never shows what the audited node claimed: whoever has not computed has nothing to say.
 """
 
@@ -166,12 +171,13 @@ class ReplayTask(MessageBase, frozen=True):
     def work(self, body: bytes | memoryview) -> Work:
         """This task over these inputs."""
         size = self.token_bytes
-        rows = hashlib.sha256(body[size:]).digest()
-        return self.work_over(body[:size], rows)
+        tokens, rows = (hashlib.sha256(part).digest() for part in (body[:size], body[size:]))
+        return self.work_over(tokens, rows)
 
-    def work_over(self, tokens: bytes | memoryview, rows: bytes) -> Work:
-        """The same, of the tokens in the body and the SHA-256 of the rest."""
-        named = digest("replay-task/1", canonical(self), bytes(tokens), rows)
+    def work_over(self, tokens: bytes, rows: bytes) -> Work:
+        """The same, of the SHA-256 of the tokens in the body and of the rest: whoever checks a
+        committee need not see what was asked and answered."""
+        named = digest("replay-task/2", canonical(self), tokens, rows)
         return Work(self.audit, self.ticket.epoch, named.hex())
 
     @property
@@ -276,4 +282,38 @@ class Settled(MessageBase, frozen=True):
     """What you are found at fault for, if anything."""
 
 
-VerificationMessage = ReplayTask | TaskTaken | ResultCommit | CommitsClosed | ResultReveal | Settled
+class RowsTask(MessageBase, frozen=True):
+    """Auditor to a node: what comes out of this block? For an audit of a hop behind it.
+
+    The body is that of a `ReplayTask`: tokens if the block begins the model, else rows.
+    """
+
+    ticket: Ticket
+    """A winning one, of the hop that is audited."""
+    model: Model
+    layers: LayerRange
+    positions: Positions
+    widths: Annotated[bytes, Meta(max_length=MAX_ROWS)]
+
+    def __post_init__(self) -> None:
+        check_layers(self.layers, empty=False)
+        rows = 0 if self.layers.start == 0 else self.positions
+        check(len(self.widths) == rows, f"{len(self.widths)} widths of {rows} rows")
+
+
+class RowsGiven(MessageBase, frozen=True):
+    """Node to auditor: these rows, in the body. The auditor holds them against a signed root."""
+
+    widths: Annotated[bytes, Meta(max_length=MAX_ROWS)]
+
+
+VerificationMessage = (
+    ReplayTask
+    | TaskTaken
+    | ResultCommit
+    | CommitsClosed
+    | ResultReveal
+    | Settled
+    | RowsTask
+    | RowsGiven
+)

@@ -129,7 +129,7 @@ def test_a_model_of_absurd_numbers_is_no_dispute(convicting: Transcript) -> None
         assert check_transcript(to_json(altered)).verdict == "INCONCLUSIVE"
 
 
-async def test_silence_convicts_on_the_word_of_the_arbiter() -> None:
+async def test_silence_convicts_on_the_word_of_an_arbiter_that_the_reader_trusts() -> None:
     answer = answer_of("llama")
     clock = VirtualClock()
     arbiter = arbiter_of(answer, clock)
@@ -141,16 +141,21 @@ async def test_silence_convicts_on_the_word_of_the_arbiter() -> None:
     assert arbiter.conviction is not None
     assert not arbiter.receive(defender.move(arbiter.game))
     transcript = arbiter.transcript()
-    verdict = check_transcript(to_json(transcript))
+    verdict = check_transcript(to_json(transcript), {ARBITER.node_id})
+    assert verdict.verdict == "INVALID"
     assert verdict.fault is not None
-    assert (verdict.fault.kind, verdict.fault.node) == ("refusal", HOP.node_id)
+    assert (verdict.fault.kind, verdict.fault.node) == ("timeout", HOP.node_id)
+    # whoever challenges names the arbiter, and may name a friend
+    stranger = check_transcript(to_json(transcript), {CHALLENGER.node_id})
+    assert (stranger.verdict, stranger.fault) == ("INCONCLUSIVE", verdict.fault)
     # without the arbiter's word, or with another's, time proves nothing
     unsigned = msgspec.structs.replace(transcript, signature=b"")
     earlier = msgspec.structs.replace(
         transcript, times_ms=tuple(t + i for i, t in enumerate(transcript.times_ms))
     )
     for other in (unsigned, earlier):
-        assert check_transcript(to_json(other)).verdict == "INCONCLUSIVE"
+        told = check_transcript(to_json(other), {ARBITER.node_id})
+        assert told.verdict == "INCONCLUSIVE"
 
 
 def test_two_moves_of_one_number_stay_in_the_file() -> None:

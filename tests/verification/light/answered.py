@@ -15,9 +15,11 @@ from unisono.models.weights import BlockWeights
 from unisono.types import GenerationRequest, LayerRange, ModelId, NodeId, Sampling, SessionId
 from unisono.verification.light.audit import LightAudit, LightVerdict
 from unisono.verification.light.draw import Budget
-from unisono.verification.light.secrets import Secrets, from_weights
+from unisono.verification.light.making import from_weights
+from unisono.verification.light.responder import Responder
+from unisono.verification.light.secrets import Secrets
 from unisono.verification.light.steps import Steps
-from unisono.verification.light.trace import Responder, Trace
+from unisono.verification.light.trace import Trace
 from unisono.verification.receipt import Receipt
 from unisono.wire.claims import HopClaim, tokens_root
 from unisono.wire.identity import Identity

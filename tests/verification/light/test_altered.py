@@ -24,8 +24,8 @@ from unisono.verification.light.messages import (
     pack,
     unpack,
 )
+from unisono.verification.light.responder import Responder
 from unisono.verification.light.steps import PRODUCTS
-from unisono.verification.light.trace import Responder
 
 PROMPT = tuple((7 * i + 3) % 50 for i in range(11))
 

@@ -31,7 +31,7 @@ from unisono.verification.light.draw import (
     sample_bytes,
 )
 from unisono.verification.light.messages import CellName, Opening, Summons, decode
-from unisono.verification.light.trace import Responder
+from unisono.verification.light.responder import Responder
 from unisono.wire.identity import Identity
 
 PROMPT = tuple((7 * i + 3) % 50 for i in range(11))

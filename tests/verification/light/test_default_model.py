@@ -19,8 +19,9 @@ from unisono.models.store import ModelStore
 from unisono.types import GenerationRequest, LayerRange, canonical
 from unisono.verification.light.audit import LightAudit
 from unisono.verification.light.draw import Budget
-from unisono.verification.light.secrets import build
-from unisono.verification.light.trace import Responder, Trace
+from unisono.verification.light.making import build
+from unisono.verification.light.responder import Responder
+from unisono.verification.light.trace import Trace
 from unisono.verification.receipt import to_json
 
 CLIENT = """

@@ -12,7 +12,8 @@ from unisono.errors import ConfigurationError
 from unisono.models.loading import load_block
 from unisono.types import LayerRange, ModelId
 from unisono.verification.light import secrets as module
-from unisono.verification.light.secrets import Claimed, Secrets, build, from_weights
+from unisono.verification.light.making import build, from_weights
+from unisono.verification.light.secrets import Claimed, Secrets
 
 
 @pytest.fixture(scope="module")

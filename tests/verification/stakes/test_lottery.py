@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from tests.verification.stakes.audits import EPOCH, World, identity
 from unisono.errors import ConfigurationError, PeerCheating
 from unisono.simulation.adversaries_stakes import sybil_swarm
-from unisono.types import ModelId, NodeId, Sampling
 from unisono.verification.stakes.beacon import AUDIT_DELAY
 from unisono.verification.stakes.docket import Case, Docket
 from unisono.verification.stakes.lottery import (
@@ -29,7 +28,6 @@ from unisono.verification.stakes.lottery import (
     wins,
 )
 from unisono.verification.stakes.register import MemoryRegister
-from unisono.verification.stakes.work import Answer
 from unisono.wire.verification_messages import MILLION, Ticket
 
 WORLD = World()
@@ -245,9 +243,7 @@ class TestRegister:
 
 class TestDocket:
     def case(self, world: World, rate: int, epoch: int = EPOCH) -> Case:
-        answer = Answer(ModelId("ab" * 32), (1, 2), (3, 4), Sampling())
-        chain = frozenset({NodeId(world.node.node_id)})
-        return Case(world.claim(epoch), answer, 4, chain, rate, 3)
+        return Case(world.claim(epoch), "ab" * 16, rate, 3)
 
     def docket(self, world: World) -> Docket:
         register = MemoryRegister()

@@ -39,9 +39,10 @@ from unisono.verification.stakes.lottery import (
     draw_committee,
     draw_ticket,
 )
+from unisono.verification.stakes.member import Member
 from unisono.verification.stakes.register import MemoryRegister
 from unisono.verification.stakes.replayer import DecoderReplayer
-from unisono.verification.stakes.service import Audited, Auditor, Member, plant
+from unisono.verification.stakes.service import Audited, Auditor, plant
 from unisono.verification.stakes.transcript import Transcript
 from unisono.verification.stakes.work import Answer, ReplayWork, make_task, replay
 from unisono.wire.frames import decode_frame

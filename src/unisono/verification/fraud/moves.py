@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import cast
 
 import msgspec
+from msgspec import UNSET
 
 from unisono.errors import CorruptModel, PeerCheating
 from unisono.models.config import DecoderConfig
@@ -57,6 +58,8 @@ class Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         claim, config = self.claim, self.manifest.config
         if not claim.signature_is_good():
             return "the claim is not signed by the node that it names"
+        if claim.distributions is not UNSET:
+            return "an ensemble chose the tokens, which no step of the game shows; replay the claim"
         if not all(_DECIMAL.fullmatch(x) for x in _decimals(config)):
             return "the configuration holds a number that no model has"
         try:

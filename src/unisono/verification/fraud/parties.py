@@ -19,16 +19,18 @@ from unisono.verification.fraud.moves import (
     encode_move,
     room,
 )
+from unisono.verification.fraud.program import HopProgram
 from unisono.verification.fraud.referee import Hashes, Slot, parts_of
 from unisono.verification.fraud.steps import Cell, Total
 from unisono.verification.fraud.tree import HASH
+from unisono.verification.verdict import Fault
 from unisono.wire.identity import Identity
 
 _OVERHEAD = 16
 """Bytes of an opening beside its payload and path."""
 
 
-class _Player:
+class Player:
     """A party with its key."""
 
     def __init__(self, identity: Identity, holdings: Holdings) -> None:
@@ -44,7 +46,7 @@ class _Player:
         return encode_move(move.signed_by(self.identity, game.id))
 
 
-class Defender(_Player):
+class Defender(Player):
     """The hop: shows what it committed to."""
 
     def body(self, game: Game) -> Body:
@@ -135,7 +137,18 @@ Target = tuple[Cell, str]
 """A check that fails on honest numbers: a cell and one of its tensors."""
 
 
-class Challenger(_Player):
+def target_of(fault: Fault, hop: HopProgram) -> Target | None:
+    """Where a hop that may defend honest numbers signed something else, after a replay's fault."""
+    if fault.position is None:
+        return None
+    if fault.kind == "rows_out":
+        return Cell(hop.stages - 1, fault.position), "sent"
+    if fault.kind == "sampling":
+        return Cell(hop.stages - 1, fault.position - 1), "chosen"
+    return None
+
+
+class Challenger(Player):
     """Whoever contradicts the hop: chooses the first difference from its own numbers, and where
     there is none, what cannot be true of what the hop signed."""
 

@@ -1,13 +1,15 @@
 """A dispute in a file: everything that was signed, for anyone to judge again.
 
 What the parties signed convicts without trust in anybody. Only lateness rests on the word of the
-arbiter before whom they played, whose signature covers the times; on a chain the arbiter is the
-contract, and block times are the clock.
+arbiter before whom they played, whose signature covers the times. A challenger names the arbiter,
+and may name itself: so lateness convicts only for those who say that they trust this arbiter. On a
+chain the arbiter is the contract, and block times are the clock.
 """
 
 from __future__ import annotations
 
 import binascii
+from collections.abc import Collection
 from itertools import pairwise
 from typing import Annotated
 
@@ -16,7 +18,7 @@ from msgspec import Meta
 
 from unisono.clock import Clock
 from unisono.errors import ModelError, PeerCheating, ReceiptError
-from unisono.types import canonical, digest
+from unisono.types import NodeId, canonical, digest
 from unisono.verification.fraud.game import Conviction, Game
 from unisono.verification.fraud.moves import MAX_MOVE, Challenge, Subject
 from unisono.verification.verdict import Fault, FaultKind, Verdict
@@ -28,15 +30,15 @@ MAX_BYTES = 8 << 20
 MAX_MOVES = 256
 
 _KINDS: dict[str, FaultKind] = {
-    "timeout": "refusal",
+    "timeout": "timeout",
     "equivocation": "equivocation",
     "malformed": "malformed",
     "contradiction": "contradiction",
-    "false_challenge": "contradiction",
+    "false_step": "false_step",
+    "false_challenge": "false_challenge",
 }
 _UNPLAYABLE = (PeerCheating, ModelError, ArithmeticError, LookupError, TypeError, ValueError)
 """What a subject raises whose hop signed a claim about a model that cannot be."""
-_SAMPLING = frozenset(("winner", "chosen"))
 
 
 class Transcript(
@@ -154,32 +156,41 @@ def from_json(data: bytes) -> Transcript:
         raise ReceiptError(f"not the transcript of a dispute: {error}") from error
 
 
-def check_transcript(data: bytes) -> Verdict:
+def check_transcript(data: bytes, trusted: Collection[NodeId] = ()) -> Verdict:
     """Judge a dispute from its file, without weights: INVALID with the party that is convicted,
-    or INCONCLUSIVE with what is not shown.
+    or INCONCLUSIVE with what is not shown. `trusted`: arbiters whose clock the reader believes.
 
     Raises:
         ReceiptError: the file is no transcript.
     """
-    return judge(from_json(data))
+    return judge(from_json(data), trusted)
 
 
-def judge(transcript: Transcript) -> Verdict:
+def judge(transcript: Transcript, trusted: Collection[NodeId] = ()) -> Verdict:
     """`check_transcript` of a transcript that was read."""
+    vouched, arbiter = transcript.times_are_vouched_for(), transcript.challenge.arbiter
     try:
-        game, vouched = _replayed(transcript)
+        game = _replayed(transcript, vouched and arbiter in trusted)
+        if game.conviction is None and vouched:
+            game = _replayed(transcript, vouched)
     except _UNPLAYABLE as error:
         return Verdict("INCONCLUSIVE", message=f"no dispute: {error}")
     if game.conviction is None:
         missing = "" if vouched else ", and no arbiter vouches for its times"
         return Verdict("INCONCLUSIVE", message=f"the dispute is not decided{missing}")
     fault = _fault(game, game.conviction)
+    if fault.kind == "timeout" and arbiter not in trusted:
+        message = (
+            f"arbiter {arbiter} says that node {fault.node} was late: that convicts it for those "
+            "who trust this arbiter"
+        )
+        return Verdict("INCONCLUSIVE", fault, message)
     return Verdict("INVALID", fault, fault.message)
 
 
-def _replayed(transcript: Transcript) -> tuple[Game, bool]:
-    """The game as far as the file goes, and whether its times count."""
-    vouched, times = transcript.times_are_vouched_for(), transcript.times_ms
+def _replayed(transcript: Transcript, vouched: bool) -> Game:
+    """The game as far as the file goes; `vouched`: by the times that it gives."""
+    times = transcript.times_ms
     game = Game(transcript.subject, transcript.challenge, times[0] if vouched else 0)
     for number, move in enumerate(transcript.moves):
         if not game.receive(move, times[number + 1] if vouched else 0):
@@ -188,7 +199,7 @@ def _replayed(transcript: Transcript) -> tuple[Game, bool]:
         game.receive(transcript.conflict, times[-2] if vouched else 0)
     if vouched:
         game.expire(times[-1])
-    return game, vouched
+    return game
 
 
 def _fault(game: Game, conviction: Conviction) -> Fault:
@@ -205,10 +216,7 @@ def _fault(game: Game, conviction: Conviction) -> Fault:
         where += f", '{conviction.tensor}')" if conviction.tensor else ")"
     who = "the hop" if conviction.party == "defender" else "the challenger"
     message = f"{who}, node {conviction.node}, is convicted: {conviction.message}{where}"
-    if conviction.reason == "false_step":
-        kind: FaultKind = "sampling" if conviction.tensor in _SAMPLING else "rows_out"
-    else:
-        kind = _KINDS[conviction.reason]
+    kind = _KINDS[conviction.reason]
     if conviction.party == "challenger":
         return Fault(kind, message, node=conviction.node)
     position = None if cell is None else cell.position

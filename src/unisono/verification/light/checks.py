@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from msgspec import UNSET
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from unisono.numerics.tensors import GROUP, INPUT_BITS, LOGIT_FRACTION
 from unisono.types import GenerationRequest
 from unisono.verification.light.field import PRODUCT_BITS
 from unisono.verification.light.grid import opens
+from unisono.verification.light.leaves import TRACE, leaf, memory_hashes, row_hashes
 from unisono.verification.light.messages import (
     CellName,
     CellOpening,
@@ -37,7 +39,6 @@ from unisono.verification.light.messages import (
 )
 from unisono.verification.light.secrets import Claimed, Secrets
 from unisono.verification.light.steps import PRODUCTS, KeysValues, Steps, residual_row
-from unisono.verification.light.trace import TRACE, leaf, memory_hashes, row_hashes
 from unisono.wire.claims import HopClaim, token_hash
 from unisono.wire.mountain_range import RowProof
 
@@ -182,6 +183,8 @@ class Checks:
         scores = align(out, right, residual.LOGIT_BITS)[0]
         known = len(request.prompt)
         generated = list(self._tokens[known : position + 1])
+        if request.ensemble is not UNSET:  # the tokens are not this model's choice
+            return
         token = choose(scores, request.sampling, request.prompt, generated, position + 1)
         if token != self._tokens[position + 1]:
             raise Difference(

@@ -32,6 +32,9 @@ class Budget:
     """Earlier positions per cell whose keys and values are checked."""
     heads: int = 1
     """Tokens that are drawn again, where the hop ends the model."""
+    apart: bool = False
+    """Whether every cell, with its samples, and every token is a challenge of its own, so that what
+    a node signs about it stays small."""
 
 
 def draw(
@@ -58,19 +61,27 @@ def draw(
     for _ in range(budget.cells):
         layer = source.randrange(layers.start, layers.stop)
         cells.add(CellName(layer, source.randrange(positions)))
-    samples: set[CellName] = set()
+    samples: dict[CellName, CellName] = {}
+    """Sample → the cell that it was drawn for."""
     for cell in sorted(cells):
         seen = range(first_seen(config, cell), cell.position)
         for p in source.sample(seen, min(budget.samples, len(seen))):
-            samples.add(CellName(cell.layer, p))
+            samples.setdefault(CellName(cell.layer, p), cell)
     heads: list[int] = []
     if layers.stop == config.layer_count:
         heads = sorted(source.sample(answered, min(budget.heads, len(answered))))
     items = [_Item("cell", c, cell_bytes(config, c)) for c in sorted(cells)]
-    items += [_Item("sample", c, sample_bytes(config)) for c in sorted(samples - cells)]
+    drawn = sorted(samples.keys() - cells)
+    items += [_Item("sample", c, sample_bytes(config)) for c in drawn]
     last = layers.stop - 1
     items += [_Item("head", CellName(last, p), head_bytes(config)) for p in heads]
     claimed = claim_hash(claim)
+    if budget.apart:
+        groups: dict[tuple[str, CellName], list[_Item]] = {}
+        for item in items:
+            owner = samples[item.name] if item.kind == "sample" else item.name
+            groups.setdefault(("head" if item.kind == "head" else "cell", owner), []).append(item)
+        return [_challenge(claimed, trace, group) for group in groups.values()]
     return [_challenge(claimed, trace, batch) for batch in _batches(items)]
 
 

@@ -1,7 +1,7 @@
 """What a client keeps of a model to check its matrix products: secret sums, a few KB a matrix.
 
-Made once from verified weights, a layer at a time. The secret vectors themselves follow from a
-seed; only their products with the matrices are stored. Whoever learns the seed can forge
+Made once from verified weights, a layer at a time (`making`). The secret vectors themselves follow
+from a seed; only their products with the matrices are stored. Whoever learns the seed can forge
 products, so the file is readable by its owner alone and never leaves the client.
 """
 
@@ -11,8 +11,8 @@ import hashlib
 import os
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,13 +24,9 @@ from unisono.errors import ConfigurationError
 from unisono.merkle import HASH_BYTES
 from unisono.models.config import DecoderConfig, tensor_shapes
 from unisono.models.constants import Constants, constants
-from unisono.models.loading import load_block
 from unisono.models.manifest import tensor_kind
-from unisono.models.store import StoredModel
-from unisono.models.tiles import tensor_root
-from unisono.models.weights import BlockWeights
-from unisono.numerics import linear, tensors
-from unisono.types import LayerRange, ModelId, is_hex
+from unisono.numerics import linear
+from unisono.types import ModelId, is_hex
 from unisono.verification.light.field import (
     PRIME,
     SEED_BYTES,
@@ -40,7 +36,6 @@ from unisono.verification.light.field import (
     limbs,
     output_product,
     secret_vector,
-    weights_product,
 )
 from unisono.verification.light.steps import PRODUCTS, PlainLayer
 
@@ -50,10 +45,6 @@ MAX_BYTES = 256 << 20
 _RESIDENT = 8
 """Sets of secret vectors that are kept expanded: those of a cell are one."""
 _MAGIC = b"unisono light secrets\n"
-
-
-Progress = Callable[[int, int], None]
-"""Called with (layers done, layers in all)."""
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -144,20 +135,25 @@ class Secrets:
             self._expanded.popitem(last=False)
         return pair
 
+    def problem(self) -> str | None:
+        """Why these are not the secrets of a whole model, or None."""
+        return _problem(self._file())
+
+    def _file(self) -> _File:
+        return _File(
+            VERSION,
+            self.model,
+            self.config,
+            self.seed,
+            self.embedding_root,
+            {name: sums.astype("<u8").tobytes() for name, sums in self.sums.items()},
+            {name: v.astype("<i4").tobytes() for name, v in self.vectors.items()},
+            self.exponents,
+        )
+
     def save(self, path: Path) -> None:
         """Write the file, readable by its owner alone; it appears whole or not at all."""
-        data = msgspec.msgpack.encode(
-            _File(
-                VERSION,
-                self.model,
-                self.config,
-                self.seed,
-                self.embedding_root,
-                {name: sums.astype("<u8").tobytes() for name, sums in self.sums.items()},
-                {name: v.astype("<i4").tobytes() for name, v in self.vectors.items()},
-                self.exponents,
-            )
-        )
+        data = msgspec.msgpack.encode(self._file())
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
@@ -197,63 +193,6 @@ class Secrets:
         )
 
 
-def build(model: StoredModel, progress: Progress | None = None) -> Secrets:
-    """Make secrets from the weights of a store, every tensor's hash checked, layer by layer.
-
-    Raises:
-        CorruptModel: a tensor is missing or has another hash.
-    """
-    count = model.layer_count
-
-    def blocks() -> Iterable[BlockWeights]:
-        for i in range(count):
-            yield load_block(model, LayerRange(i, i + 1))
-            if progress is not None:
-                progress(i + 1, count)
-
-    return from_weights(model.id, model.manifest.config, blocks())
-
-
-def from_weights(
-    model: ModelId,
-    config: DecoderConfig,
-    blocks: Iterable[BlockWeights],
-    seed: bytes | None = None,
-) -> Secrets:
-    """Make secrets from blocks of verified weights that make up a model.
-
-    `seed` is 32 bytes from the operating system's randomness unless a test gives one.
-    """
-    seed = secrets.token_bytes(SEED_BYTES) if seed is None else seed
-    made = Secrets(model, config, seed, b"", {}, {}, {})
-
-    def keep(name: str, tensor: tensors.Matrix | tensors.Vector) -> None:
-        made.exponents[name] = tensor.exponent
-        if isinstance(tensor, tensors.Vector):
-            made.vectors[name] = tensor.values.astype(np.int64)
-        else:
-            vector = secret_vector(seed, name, tensor.outputs)
-            made.sums[name] = weights_product(vector, tensor)
-
-    for block in blocks:
-        for i, layer in block.layer.items():
-            for part in fields(layer):
-                tensor = getattr(layer, part.name)
-                if tensor is not None:
-                    keep(f"layers.{i}.{part.name}", tensor)
-        if block.embedding is not None:
-            root = tensor_root([block.embedding.values, block.embedding.multipliers])
-            made.embedding_root = bytes.fromhex(root)
-            made.exponents["embedding"] = block.embedding.exponent
-        if block.head is not None and block.final_norm is not None:
-            keep("head", block.head)
-            keep("final_norm", block.final_norm)
-    problem = _problem(_summary(made))
-    if problem is not None:
-        raise ConfigurationError(f"these blocks are not the whole model: {problem}")
-    return made
-
-
 def _read(path: Path) -> _File:
     try:
         with path.open("rb") as opened:
@@ -280,20 +219,6 @@ def _read(path: Path) -> _File:
             f"{VERSION}: make them again"
         )
     return file
-
-
-def _summary(made: Secrets) -> _File:
-    """The file's form with sizes only, for `_problem`."""
-    return _File(
-        VERSION,
-        made.model,
-        made.config,
-        made.seed,
-        made.embedding_root,
-        {n: s.astype("<u8").tobytes() for n, s in made.sums.items()},
-        {n: v.astype("<i4").tobytes() for n, v in made.vectors.items()},
-        made.exponents,
-    )
 
 
 def _problem(file: _File) -> str | None:

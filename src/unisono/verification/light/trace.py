@@ -11,14 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, cast
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unisono.errors import PeerCheating, PeerRefused
-from unisono.merkle import leaf_hash
 from unisono.models import tiles
 from unisono.models.config import DecoderConfig
 from unisono.models.constants import constants
@@ -30,8 +27,8 @@ from unisono.numerics.fixed import reduce_rows
 from unisono.numerics.linear import Matrix, Vector, from_numpy, product
 from unisono.numerics.norm import rms_norm
 from unisono.numerics.tensors import INPUT_BITS
-from unisono.types import ModelId, canonical, digest
 from unisono.verification.light.grid import Grid
+from unisono.verification.light.leaves import TRACE, leaf, memory_hashes, row_hashes
 from unisono.verification.light.messages import (
     CellName,
     CellOpening,
@@ -39,45 +36,18 @@ from unisono.verification.light.messages import (
     EmbeddingRow,
     HeadOpening,
     Memory,
-    Opening,
     RowIn,
     RowOut,
     SampleOpening,
-    Summons,
-    TraceCommitment,
-    claim_hash,
     pack,
 )
 from unisono.verification.light.steps import PRODUCTS, KeysValues, PlainLayer, Steps, residual_row
-from unisono.wire.claims import HopClaim, row_hash, token_hash
-from unisono.wire.identity import Identity
-from unisono.wire.mountain_range import MountainRange, rows_root
-from unisono.wire.rows import encode_rows
+from unisono.wire.claims import token_hash
+from unisono.wire.mountain_range import MountainRange
 
-TRACE = "light-trace/1"
-"""Domain of the tree over a trace: layer by layer, in each position by position."""
 _CHUNK = 256
 """Positions that are regenerated at once."""
 _STORED = ("stored_key", "stored_value")
-
-
-def leaf(row: bytes, memory: bytes) -> bytes:
-    """Leaf hash of a cell in the trace: its row in, by `row_hash`, and what it leaves to later
-    positions, by `memory_hashes`."""
-    return leaf_hash(row + memory)
-
-
-def memory_hashes(held: KeysValues) -> list[bytes]:
-    """Per position: hash of its keys, their exponents, values, their exponents, int16 each."""
-    parts = [_numpy(x).astype("<i2") for x in held.all()]
-    return [
-        digest("light-memory/1", *(x[i].tobytes() for x in parts)) for i in range(len(parts[0]))
-    ]
-
-
-def row_hashes(rows: NDArray[np.int64]) -> list[bytes]:
-    """Canonical hashes of residual rows [n, hidden]."""
-    return [row_hash(encoded) for encoded in encode_rows(rows)[1]]
 
 
 class Trace:
@@ -103,7 +73,7 @@ class Trace:
         else:
             self._tokens = tuple(source)
             rows = self._embedded(self._tokens)
-        self._in = MountainRange(_hashes(source))
+        self._in = MountainRange(incoming_hashes(source))
         self._rows = [rows]
         self._held: list[KeysValues] = []
         self._steps: list[Steps] = []
@@ -279,80 +249,7 @@ class Trace:
         return RowOut(row, memory=self._memory[at + 1][position], path=path)
 
 
-class Responder:
-    """A node that answers one claim's audit. It speaks no network: messages in, bytes out."""
-
-    def __init__(self, claim: HopClaim, trace: Trace, identity: Identity) -> None:
-        self._claim, self._trace, self._identity = claim_hash(claim), trace, identity
-
-    @classmethod
-    def summoned(
-        cls,
-        summons: Summons,
-        identity: Identity,
-        model: ModelId,
-        config: DecoderConfig,
-        weights: BlockWeights,
-        rows: Rows | None = None,
-    ) -> Responder:
-        """Regenerate what a summons is about; takes seconds.
-
-        Args:
-            weights: of the claim's layers.
-            rows: the rows that came in, int64 [positions, hidden], unless the block begins the
-                model.
-
-        Raises:
-            PeerCheating: the claim is not one that this node signed, or the tokens are not those
-                that it answered.
-            PeerRefused: it is of another model or of other layers than those given here, or what
-                came in is not known any more.
-        """
-        claim = summons.claim
-        if claim.node != identity.node_id or not claim.signature_is_good():
-            raise PeerCheating("a summons with a claim that this node did not sign")
-        if (claim.model, claim.layers) != (model, weights.layers):
-            raise PeerRefused(
-                f"layers {claim.layers} of model {claim.model[:12]}… are not here", "not_held"
-            )
-        source: Sequence[int] | Rows | None = rows
-        if claim.layers.start == 0:
-            source = summons.tokens
-            if not all(t < config.vocabulary_size for t in source):
-                raise PeerCheating("a summons with a token outside the vocabulary")
-        if source is None:
-            raise PeerRefused("the rows that came in were not kept", "gone")
-        if len(source) != claim.positions or rows_root(_hashes(source)) != claim.rows_in:
-            raise PeerCheating("a summons with other tokens, or rows, than those that came in")
-        return cls(claim, Trace(config, weights, source), identity)
-
-    def commit(self) -> TraceCommitment:
-        """Commit to the trace: the answer to the summons."""
-        made = TraceCommitment(self._claim, self._trace.root)
-        return msgspec.structs.replace(made, signature=self._identity.sign(made.signed_bytes()))
-
-    def respond(self, challenge: Challenge) -> bytes:
-        """Open what a challenge asks for: an encoded `Opening`.
-
-        Raises:
-            PeerCheating: the challenge is for another trace, or asks for what is not in it.
-        """
-        if (challenge.claim, challenge.trace) != (self._claim, self._trace.root):
-            raise PeerCheating("a challenge for another trace than the one that was committed to")
-        if not self._trace.holds(challenge):
-            raise PeerCheating("a challenge asks for cells outside the claim's layers or positions")
-        made = Opening(
-            self._claim,
-            challenge.hash(),
-            tuple(self._trace.open_cell(c) for c in challenge.cells),
-            tuple(self._trace.open_sample(c) for c in challenge.samples),
-            tuple(self._trace.open_head(p) for p in challenge.heads),
-        )
-        signature = self._identity.sign(made.signed_bytes())
-        return canonical(msgspec.structs.replace(made, signature=signature))
-
-
-def _hashes(source: Sequence[int] | Rows) -> list[bytes]:
+def incoming_hashes(source: Sequence[int] | Rows) -> list[bytes]:
     """What the claim's rows in commit to, position by position."""
     if isinstance(source, np.ndarray):
         return row_hashes(source)

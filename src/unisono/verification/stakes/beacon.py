@@ -25,7 +25,7 @@ from unisono.clock import Clock
 from unisono.errors import ConfigurationError, PeerCheating
 from unisono.types import canonical, digest
 from unisono.wire.bounds import Hash, Natural, Node
-from unisono.wire.claims import EPOCH_DRIFT, epoch_at
+from unisono.wire.claims import EPOCH_DRIFT, EPOCH_SECONDS, epoch_at
 from unisono.wire.identity import Identity, verify_signature
 
 VALUE_BYTES = 32
@@ -34,6 +34,8 @@ AUDIT_DELAY = EPOCH_DRIFT + 2
 may be one drift late, and the clocks of those who publish values another epoch ahead."""
 MAX_EPOCHS = 1 << 22
 """Links of a chain: eight years of minutes."""
+OPERATOR_EPOCHS = 1 << 15
+"""Epochs of one chain of an operator whose key is its secret: 23 days of minutes."""
 _STRIDE = 1 << 10
 
 
@@ -54,6 +56,8 @@ class ChainAnchor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     epochs: Annotated[int, Meta(ge=1, le=MAX_EPOCHS)]
     anchor: Hash
     """The value of `first`, hashed once more."""
+    epoch_seconds: Annotated[int, Meta(ge=1, le=86_400)] = EPOCH_SECONDS
+    """Length of the network's epochs."""
     signature: bytes = b""
 
     def signed_bytes(self) -> bytes:
@@ -94,9 +98,21 @@ class ChainSource:
         """A chain from the operating system's randomness."""
         return cls(secrets.token_bytes(VALUE_BYTES), first, epochs)
 
-    def anchor(self, identity: Identity) -> ChainAnchor:
+    @classmethod
+    def of_operator(cls, identity: Identity, epoch: int) -> ChainSource:
+        """The chain of an operator that covers `epoch`: it follows from the operator's key, so that
+        a restart changes no value. A new chain begins every `OPERATOR_EPOCHS`."""
+        first = epoch - epoch % OPERATOR_EPOCHS
+        number = first.to_bytes(8, "little")
+        return cls(
+            digest("beacon-secret/1", identity.secret_seed(), number), first, OPERATOR_EPOCHS
+        )
+
+    def anchor(self, identity: Identity, epoch_seconds: int = EPOCH_SECONDS) -> ChainAnchor:
         """The signed end, to be handed out before `first` begins."""
-        unsigned = ChainAnchor(identity.node_id, self.first, self.epochs, self._end.hex())
+        unsigned = ChainAnchor(
+            identity.node_id, self.first, self.epochs, self._end.hex(), epoch_seconds
+        )
         return msgspec.structs.replace(unsigned, signature=identity.sign(unsigned.signed_bytes()))
 
     def link(self, epoch: int) -> bytes:
@@ -187,14 +203,17 @@ class JointBeacon:
 class OperatorBeacon:
     """The operator's own view: its chain, opened as far as the clock has come."""
 
-    def __init__(self, source: ChainSource, clock: Clock) -> None:
+    def __init__(
+        self, source: ChainSource, clock: Clock, epoch_seconds: int = EPOCH_SECONDS
+    ) -> None:
         self._source = source
         self._clock = clock
+        self._epoch_seconds = epoch_seconds
 
     def due(self) -> tuple[int, bytes] | None:
         """The newest link that may be published now, with its epoch."""
         last = self._source.first + self._source.epochs - 1
-        epoch = min(epoch_at(self._clock.now()), last)
+        epoch = min(epoch_at(self._clock.now(), self._epoch_seconds), last)
         return (epoch, self._source.link(epoch)) if epoch >= self._source.first else None
 
     def value(self, epoch: int) -> bytes | None:

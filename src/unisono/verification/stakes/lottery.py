@@ -16,13 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from functools import lru_cache
+from typing import Annotated
 
 import msgspec
 from chia_rs import AugSchemeMPL, G1Element, G2Element
+from msgspec import Meta
 
 from unisono.errors import ConfigurationError
-from unisono.types import NodeId, canonical, digest
+from unisono.types import LayerRange, NodeId, canonical, digest
 from unisono.verification.stakes.beacon import AUDIT_DELAY, Beacon
+from unisono.wire.bounds import Node
 from unisono.wire.claims import HopClaim
 from unisono.wire.identity import Identity
 from unisono.wire.verification_messages import MILLION, PROOF_BYTES, LotteryBinding, Ticket
@@ -94,17 +97,24 @@ def claim_hash(claim: HopClaim) -> str:
 
 
 class Verifier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A node that may be asked to replay, and what it has at stake."""
+    """A node that may be asked to replay, what it has at stake, and which block it can replay."""
 
-    node: NodeId
+    node: Node
     stake: int
+    model: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+    """Empty: it computes whatever it is asked for."""
+    layers: LayerRange = LayerRange(0, 0)
+
+    def computes(self, model: str, layers: LayerRange) -> bool:
+        """Whether it holds exactly this block."""
+        return not self.model or (self.model, self.layers) == (model, layers)
 
 
 class Roster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Those whom the committees of an epoch are drawn from, ascending by node id.
 
-    It must be fixed before the epoch's beacon value is public: on a chain by its registry, in a
-    private network by the operator's signature.
+    It must be fixed before the beacon value that its claims are audited with is public: on a chain
+    by its registry, else by the auditor's signature (`bulletin.Bulletin`).
     """
 
     epoch: int
@@ -129,7 +139,11 @@ class Roster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def hash(self) -> str:
         """64 hex digits; a ticket names its roster by them."""
-        return digest("roster/1", canonical(self)).hex()
+        return digest("roster/2", canonical(self)).hex()
+
+    def able(self, model: str, layers: LayerRange) -> Roster:
+        """Those of it that can replay a block: only they are worth a seat."""
+        return Roster(self.epoch, tuple(v for v in self.verifiers if v.computes(model, layers)))
 
 
 def draw_ticket(

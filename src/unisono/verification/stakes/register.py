@@ -19,8 +19,8 @@ class Register(Protocol):
         """The key that a node draws with in an epoch; None: it may not."""
         ...
 
-    def roster(self, epoch: int) -> Roster | None:
-        """Those whom the epoch's committees are drawn from; None: not known here."""
+    def roster(self, epoch: int, auditor: NodeId) -> Roster | None:
+        """Those whom the auditor's committees of an epoch are drawn from; None: not known here."""
         ...
 
 
@@ -78,6 +78,7 @@ class MemoryRegister:
         held = [b for b in self._bindings.get(node, []) if b.since <= epoch]
         return held[-1] if held else None
 
-    def roster(self, epoch: int) -> Roster | None:
-        """See `Register.roster`."""
+    def roster(self, epoch: int, auditor: NodeId | None = None) -> Roster | None:
+        """See `Register.roster`; here all auditors have the same."""
+        del auditor
         return self._rosters.get(epoch)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from unisono.errors import CapacityMissing, UnisonoError
 from unisono.models.decoder import Decoder
 from unisono.types import LayerRange
-from unisono.verification.stakes.work import BATCH_ROWS, ReplayWork, replay
+from unisono.verification.stakes.work import BATCH_ROWS, ReplayWork, forward, replay
+from unisono.wire.rows import encode_rows
 from unisono.wire.verification_messages import ReplayResult
 
 MAX_QUEUED = 64
@@ -40,6 +41,17 @@ class DecoderReplayer:
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run())
         return await future
+
+    async def rows(self, work: ReplayWork) -> tuple[bytes, Sequence[bytes]]:
+        """See `Replayer.rows`. Not batched: rows are asked for by one auditor at a time.
+
+        Raises:
+            UnisonoError: what loading or computing raises.
+        """
+        while self._running is not None and not self._running.done():
+            await asyncio.wait({self._running})
+        widths, encoded = await asyncio.to_thread(self._rows, work)
+        return widths, [bytes(row) for row in encoded]
 
     async def close(self) -> None:
         """Let the running batch end, drop what waits, and free the weights."""
@@ -91,13 +103,18 @@ class DecoderReplayer:
         return batch
 
     def _compute(self, works: list[ReplayWork]) -> list[ReplayResult]:
-        layers = works[0].layers
+        return replay(self._decoder_of(works[0].layers), works)
+
+    def _rows(self, work: ReplayWork) -> tuple[bytes, list[memoryview]]:
+        return encode_rows(forward(self._decoder_of(work.layers), work))
+
+    def _decoder_of(self, layers: LayerRange) -> Decoder:
         if self._decoder is None or self._decoder.layers != layers:
             if self._decoder is not None:
                 self._decoder.close()
                 self._decoder = None
             self._decoder = self._load(layers)
-        return replay(self._decoder, works)
+        return self._decoder
 
 
 def _fail(future: asyncio.Future[ReplayResult], error: UnisonoError) -> None:

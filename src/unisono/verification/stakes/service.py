@@ -1,4 +1,5 @@
-"""Audits over a transport: one stream from the auditor to every member of a committee."""
+"""Audits over a transport, from the auditor's side: one stream to every member of a committee
+(`member`)."""
 
 from __future__ import annotations
 
@@ -8,28 +9,22 @@ import hashlib
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from unisono.clock import Clock
-from unisono.errors import PeerCheating, PeerGone, PeerRefused, UnisonoError, WireError
-from unisono.types import LayerRange, ModelId, NodeId, PeerAddress
-from unisono.verification.stakes.beacon import Beacon
+from unisono.errors import PeerCheating, PeerGone, PeerRefused, WireError
+from unisono.types import NodeId, PeerAddress
 from unisono.verification.stakes.committee import Committee, Outcome, Phase
 from unisono.verification.stakes.faults import CommitteeFault, PlantOpening
-from unisono.verification.stakes.lottery import ticket_is_good, wins
-from unisono.verification.stakes.register import Register
-from unisono.verification.stakes.seat import Seat
 from unisono.verification.stakes.transcript import PASSED_OVER, Transcript
-from unisono.verification.stakes.work import Replayer, ReplayWork
 from unisono.wire.frames import decode_frame, encode_frame
 from unisono.wire.identity import Identity
 from unisono.wire.messages import Message, Refused
 from unisono.wire.transports.base import Stream, Transport
 from unisono.wire.verification_messages import (
     SALT_BYTES,
-    CommitsClosed,
     ReplayResult,
     ReplayTask,
     ResultCommit,
@@ -45,9 +40,6 @@ JOIN_SECONDS = 5.0
 LATE_SECONDS = 5.0
 """After the end, reveals of those who withheld are awaited this long, to name them late."""
 COMMITS_REMEMBERED = 65_536
-MAX_RUNNING = 4
-"""Replays that a member has in hand at once."""
-
 _T = TypeVar("_T")
 
 
@@ -122,6 +114,7 @@ class Auditor:
         self._remember(committee.commits)
         transcript = Transcript(
             task=task,
+            tokens=hashlib.sha256(body[: task.token_bytes]).digest(),
             rows=hashlib.sha256(body[task.token_bytes :]).digest(),
             members=committee.members,
             closed=committee.closed,
@@ -150,7 +143,7 @@ class Auditor:
         try:
             stream = await within(self._clock, JOIN_SECONDS, self._transport.dial(peer))
             await within(self._clock, JOIN_SECONDS, stream.send(frame))
-            answer = await within(self._clock, JOIN_SECONDS, _next(stream))
+            answer = await within(self._clock, JOIN_SECONDS, next_message(stream))
             if isinstance(answer, Refused):
                 raise PeerRefused(answer.message, answer.code)
             if not isinstance(answer, TaskTaken) or answer.audit != audit:
@@ -165,7 +158,7 @@ class Auditor:
     async def _read(self, stream: Stream, committee: Committee, changed: asyncio.Event) -> None:
         try:
             while True:
-                message = await _next(stream)
+                message = await next_message(stream)
                 if isinstance(message, ResultCommit):
                     committee.commit(stream.peer, message)
                 elif isinstance(message, ResultReveal):
@@ -208,103 +201,6 @@ class Auditor:
             self._earlier.popitem(last=False)
 
 
-class Member:
-    """The stream handler of a node that may be asked to replay."""
-
-    def __init__(
-        self,
-        identity: Identity,
-        replayer: Replayer,
-        register: Register,
-        beacon: Beacon,
-        clock: Clock,
-        *,
-        computes: Callable[[ModelId, LayerRange], bool],
-        hidden: int,
-        max_positions: int,
-    ) -> None:
-        """`computes` says which blocks `replayer` can run; their rows have `hidden` values."""
-        self._identity = identity
-        self._replayer = replayer
-        self._register = register
-        self._beacon = beacon
-        self._clock = clock
-        self._computes = computes
-        self._hidden = hidden
-        self._max_positions = max_positions
-        self._running = 0
-
-    async def handle(self, stream: Stream, task: ReplayTask, body: bytes | memoryview) -> None:
-        """Serve a stream whose first message was `task`.
-
-        Raises:
-            PeerCheating: the auditor broke the protocol.
-            PeerGone: it went away.
-        """
-        refusal = self._refusal(stream.peer, task)
-        if refusal is not None:
-            await stream.send(encode_frame(refusal))
-            return
-        work = ReplayWork.of(task, body, self._hidden)
-        self._running += 1
-        try:
-            await stream.send(encode_frame(TaskTaken(task.audit)))
-            try:
-                result = await self._replayer.replay(work)
-            except WireError:
-                raise
-            except UnisonoError as error:
-                await stream.send(encode_frame(Refused("not_computed", str(error)[:1000])))
-                return
-        finally:
-            self._running -= 1
-        await self._vote(stream, Seat(task, body, self._identity), task, result)
-
-    async def _vote(
-        self, stream: Stream, seat: Seat, task: ReplayTask, result: ReplayResult
-    ) -> None:
-        await stream.send(encode_frame(seat.commit(result)))
-        seconds = (task.commit_ms + task.reveal_ms) / 1000
-        closed = await within(self._clock, seconds, _next(stream))
-        if not isinstance(closed, CommitsClosed):
-            raise PeerCheating(f"{type(closed).__name__} where the commits are closed")
-        await stream.send(encode_frame(seat.reveal(closed)))
-        settled = await within(self._clock, seconds + LATE_SECONDS, _next(stream))
-        if isinstance(settled, CommitsClosed):
-            fault = seat.two_faced(settled)
-            raise PeerCheating("the commits were closed twice" if fault is None else fault.message)
-        if not isinstance(settled, Settled) or settled.audit != task.audit:
-            raise PeerCheating(f"{type(settled).__name__} at the end of an audit")
-        if settled.fault is not None:
-            log.warning("audit %s… finds %s here", task.audit[:8], settled.fault)
-
-    def _refusal(self, peer: NodeId, task: ReplayTask) -> Refused | None:
-        """Why this node does not take a task, or None.
-
-        Raises:
-            PeerCheating: the task was not drawn by the lottery.
-        """
-        ticket = task.ticket
-        if ticket.auditor != peer:
-            raise PeerCheating(f"a ticket of auditor {ticket.auditor[:16]}… from another peer")
-        if not self._computes(task.model, task.layers):
-            wanted = f"layers {task.layers} of model {task.model[:16]}…"
-            return Refused("not_held", f"this node does not hold {wanted}")
-        if task.positions > self._max_positions:
-            return Refused("too_long", f"replays of up to {self._max_positions} positions")
-        if self._running >= MAX_RUNNING:
-            return Refused("capacity", f"{self._running} replays are in hand")
-        binding = self._register.binding(ticket.auditor, ticket.epoch)
-        roster = self._register.roster(ticket.epoch)
-        if binding is None or roster is None:
-            return Refused("unknown_auditor", "its lottery key or the epoch's roster is not known")
-        if roster.hash() != ticket.roster:
-            return Refused("other_roster", "this node knows another roster of the epoch")
-        if not (wins(ticket) and ticket_is_good(ticket, binding, self._beacon)):
-            raise PeerCheating("the ticket does not win, or is not the auditor's lot")
-        return None
-
-
 def plant(audit: str, known: ReplayResult | None = None) -> PlantOpening:
     """A seal for a task: with the result if the auditor knows it already, from a replay of its
     own or from an answer of its own making. Members cannot tell one from the other."""
@@ -329,7 +225,12 @@ async def within(clock: Clock, seconds: float, work: Awaitable[_T]) -> _T:
         timer.cancel()
 
 
-async def _next(stream: Stream) -> Message:
+async def next_message(stream: Stream) -> Message:
+    """The next message of a stream, which has no body.
+
+    Raises:
+        WireError: the stream failed, or there is a body.
+    """
     message, body = decode_frame(await stream.receive())
     if len(body):
         raise PeerCheating(f"a {type(message).__name__} with {len(body)} bytes of body")

@@ -19,7 +19,7 @@ from unisono.types import LayerRange, ModelId, Sampling, digest
 from unisono.verification.stakes.lottery import draw_positions
 from unisono.wire.claims import row_hash, rows_root, token_hash, tokens_root
 from unisono.wire.rows import decode_rows, encode_rows
-from unisono.wire.verification_messages import ReplayResult, ReplayTask, Ticket
+from unisono.wire.verification_messages import ReplayResult, ReplayTask, RowsTask, Ticket
 
 PASS_ROWS = 256
 """Rows of one pass."""
@@ -84,6 +84,31 @@ class ReplayWork:
             rows_out=rows_root(list(hashes)),
             tokens=tokens_root(list(tokens)) if self.sampling is not None else "",
             sampled=digest("replay-rows/1", *parts).hex(),
+        )
+
+    @classmethod
+    def before(cls, task: RowsTask, body: bytes | memoryview, hidden: int) -> ReplayWork:
+        """Read a task that asks for rows; `hidden` is the model's width.
+
+        Raises:
+            PeerCheating: the body is not what the task announces.
+        """
+        rows, tokens = None, ()
+        if task.layers.start:
+            rows = decode_rows(task.widths, body, hidden)
+        else:
+            if len(body) != 4 * task.positions:
+                raise PeerCheating(f"{len(body)} bytes of body for {task.positions} tokens")
+            tokens = tuple(int(t) for t in np.frombuffer(bytes(body), dtype="<u4"))
+        return cls(
+            audit=task.ticket.audit(),
+            model=task.model,
+            layers=task.layers,
+            prompt=task.positions,
+            tokens=tokens,
+            rows=rows,
+            sampling=None,
+            sampled=(),
         )
 
     @classmethod
@@ -185,6 +210,14 @@ class Replayer(Protocol):
         """
         ...
 
+    async def rows(self, work: ReplayWork) -> tuple[bytes, Sequence[bytes]]:
+        """Compute the rows of `work`: their widths, and each in its canonical encoding.
+
+        Raises:
+            UnisonoError: as `replay`.
+        """
+        ...
+
 
 def replay(decoder: Decoder, works: Sequence[ReplayWork]) -> list[ReplayResult]:
     """Replay tasks of one block on a decoder, their rows side by side in passes of `PASS_ROWS`.
@@ -202,6 +235,23 @@ def replay(decoder: Decoder, works: Sequence[ReplayWork]) -> list[ReplayResult]:
             batch = []
         batch.append(work)
     return results + (_replay_batch(decoder, batch) if batch else [])
+
+
+def forward(decoder: Decoder, work: ReplayWork) -> Rows:
+    """The rows out of one task, int64 [positions, hidden].
+
+    Raises:
+        UnisonoError: as `replay`.
+    """
+    cache = decoder.new_cache(work.positions)
+    out: list[list[Rows]] = [[]]
+    try:
+        for start in range(0, work.positions, PASS_ROWS):
+            count = min(PASS_ROWS, work.positions - start)
+            _run_pass(decoder, [work], [cache], [(0, start, count)], out)
+    finally:
+        cache.close()
+    return np.concatenate(out[0])
 
 
 def _replay_batch(decoder: Decoder, works: Sequence[ReplayWork]) -> list[ReplayResult]:

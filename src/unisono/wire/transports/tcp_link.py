@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 
@@ -131,7 +132,8 @@ class Link(asyncio.Protocol):
         # last frames: close only our half, discard what comes, and wait for the other half.
         if not self._transport.is_closing():
             self._transport.resume_reading()
-            self._transport.write_eof()
+            with contextlib.suppress(OSError):  # the peer reset the connection just now
+                self._transport.write_eof()
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(LINGER_SECONDS, self._transport.abort)
 

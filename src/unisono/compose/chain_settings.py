@@ -1,0 +1,41 @@
+"""What a node or gateway is told about money. Apart from what uses it, which loads a chain's
+libraries."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ChainSettings(msgspec.Struct, frozen=True):
+    """Which chain, whose key, and where accounts are kept."""
+
+    rpc: str
+    """JSON-RPC address."""
+    deployment: str
+    """File that says where the contracts are."""
+    state: str | None = None
+    """Folder of the outbox and of accounts with others; None: they live as long as the process."""
+    keystore: str | None = None
+    """Folder of encrypted keys; None: the settlement key follows from the network key, so that a
+    newcomer has one key to keep."""
+    account: str | None = None
+    """Which key of the keystore."""
+    passphrase_file: str | None = None
+    deposit: int = 1_000_000
+    """Of a gateway: units that a channel is opened or topped up with."""
+
+
+class SellerSettings(msgspec.Struct, frozen=True):
+    """What a node sells for, and how."""
+
+    price_in: int
+    """Millionths of the unit per million prompt tokens, through the whole model."""
+    price_out: int
+    payee: str | None = None
+    """Address that is paid; None: the node's own settlement key."""
+    window: int = 64
+    """Tokens of an answer that one payment ahead is good for."""
+    tier: int = 0
+    """The service level that is promised, an index into `wire.terms.TIERS`."""
+    stake: int = 0
+    """Units to be staked in the registry before anything is sold."""

@@ -1,0 +1,219 @@
+"""The process in which a node computes again what it is asked about; run by `compose.respondent`.
+
+A process of its own: it may load torch, which nodes on a CPU never do, its memory is given back
+when the matter is over, and the system lets the node's own work go first. It speaks with its parent
+through its pipes, and ends with it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import msgspec
+
+from unisono.errors import PeerCheating, PeerRefused, UnisonoError
+from unisono.models.store import ModelStore, StoredModel
+from unisono.models.weights import BlockWeights
+from unisono.types import LayerRange, ModelId, canonical
+from unisono.wire.identity import Identity
+
+LENGTH_BYTES = 4
+"""Before every message on a pipe: how long it is."""
+
+Load = Callable[[StoredModel, LayerRange], BlockWeights]
+
+
+class Setup(msgspec.Struct, frozen=True, tag=True):
+    """The first message. It holds the node's key, and so travels through a pipe only."""
+
+    seed: bytes
+    store: str
+    model: ModelId
+    weights: str
+    """MODULE:NAME of what reads a block's weights."""
+    threads: int
+    nice: int
+
+    def __repr__(self) -> str:
+        return "Setup(…)"
+
+
+class Summon(msgspec.Struct, frozen=True, tag=True):
+    """A light audit begins; answered with a `TraceCommitment`."""
+
+    summons: bytes
+    widths: bytes
+    rows: bytes
+    """The rows in, if the node kept them."""
+
+
+class Open(msgspec.Struct, frozen=True, tag=True):
+    """A `Challenge`; answered with an `Opening`."""
+
+    challenge: bytes
+
+
+class Defend(msgspec.Struct, frozen=True, tag=True):
+    """A dispute begins; answered with the first moves, as an array."""
+
+    dispute: bytes
+    widths: bytes
+    rows: bytes
+
+
+class Hear(msgspec.Struct, frozen=True, tag=True):
+    """The challenger's move; answered with what follows from this side, as an array."""
+
+    move: bytes
+
+
+class Told(msgspec.Struct, frozen=True, tag=True):
+    """What was asked for."""
+
+    data: bytes
+
+
+class Declined(msgspec.Struct, frozen=True, tag=True):
+    """Why there is no answer. Without a code the peer broke the protocol."""
+
+    code: str
+    message: str
+
+
+Ask = Summon | Open | Defend | Hear
+Reply = Told | Declined
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """A message with its length before it."""
+    data = msgspec.msgpack.encode(message)
+    return len(data).to_bytes(LENGTH_BYTES, "little") + data
+
+
+class Work:
+    """One audit or one dispute."""
+
+    def __init__(self, setup: Setup) -> None:
+        """Raises:
+        UnisonoError: the model is not in the store.
+        """
+        module, _, name = setup.weights.partition(":")
+        self._load = cast(Load, getattr(importlib.import_module(module), name))
+        self._identity = Identity.from_seed(setup.seed)
+        self._model = ModelStore(Path(setup.store)).get(setup.model)
+        self._answer: Callable[[Ask], bytes] | None = None
+
+    def answer(self, ask: Ask) -> bytes:
+        """Answer one message.
+
+        Raises:
+            PeerRefused: what is needed is not known any more, or not held.
+            PeerCheating: the peer asks what no honest peer asks.
+        """
+        if isinstance(ask, Summon):
+            return self._summoned(ask)
+        if isinstance(ask, Defend):
+            return self._defend(ask)
+        if self._answer is None:
+            raise PeerCheating("nothing was begun")
+        return self._answer(ask)
+
+    def _summoned(self, ask: Summon) -> bytes:
+        from unisono.verification.light.messages import Challenge, Summons, decode
+        from unisono.verification.light.responder import Responder
+        from unisono.wire.rows import decode_rows
+
+        summons, config = decode(ask.summons, Summons), self._model.manifest.config
+        rows = None
+        if ask.widths:
+            rows = decode_rows(ask.widths, ask.rows, config.hidden_size)
+        weights = self._load(self._model, summons.claim.layers)
+        responder = Responder.summoned(
+            summons, self._identity, self._model.id, config, weights, rows
+        )
+
+        def respond(challenged: Ask) -> bytes:
+            if not isinstance(challenged, Open):
+                raise PeerCheating("no challenge of a light audit")
+            return responder.respond(decode(challenged.challenge, Challenge))
+
+        self._answer = respond
+        return canonical(responder.commit())
+
+    def _defend(self, ask: Defend) -> bytes:
+        from unisono.verification.fraud.hosting import Side
+        from unisono.verification.fraud.parties import Defender
+        from unisono.verification.fraud.positions import holdings_of
+        from unisono.verification.fraud.wire import checked_rows, decode_dispute
+
+        dispute = decode_dispute(ask.dispute)
+        subject = dispute.subject
+        side = Side(subject, dispute.challenge, "defender")
+        rows = dispute.rows_in()
+        if rows is None and ask.widths:
+            rows = checked_rows(subject, ask.widths, ask.rows)
+        weights = self._load(self._model, subject.claim.layers)
+        player = Defender(self._identity, holdings_of(subject, weights, dispute.answer, rows))
+
+        def move(heard: Ask) -> bytes:
+            if not isinstance(heard, Hear):
+                raise PeerCheating("no move of a dispute")
+            side.hear(heard.move)
+            return msgspec.msgpack.encode(side.speak(player))
+
+        self._answer = move
+        return msgspec.msgpack.encode(side.speak(player))
+
+
+def main() -> None:
+    """Answer until the parent closes the pipe."""
+    incoming, outgoing = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr  # what a library prints is no message
+    data = _read(incoming)
+    if data is None:
+        return
+    setup = msgspec.msgpack.decode(data, type=Setup)
+    if hasattr(os, "nice"):
+        os.nice(setup.nice)
+    import torch
+
+    torch.set_num_threads(setup.threads)
+    work: Work | None = None
+    failure: Reply = Declined("not_held", "")
+    try:
+        work = Work(setup)
+    except UnisonoError as error:
+        failure = Declined("not_held", str(error)[:1000])
+    while (data := _read(incoming)) is not None:
+        ask = msgspec.msgpack.decode(data, type=Ask)
+        reply = failure if work is None else _reply(work, ask)
+        outgoing.write(encode(reply))
+        outgoing.flush()
+
+
+def _reply(work: Work, ask: Ask) -> Reply:
+    try:
+        return Told(work.answer(ask))
+    except PeerRefused as refusal:
+        return Declined(refusal.code, str(refusal)[:1000])
+    except PeerCheating as error:
+        return Declined("", str(error)[:1000])
+    except UnisonoError as error:
+        return Declined("not_held", str(error)[:1000])
+
+
+def _read(pipe: BinaryIO) -> bytes | None:
+    head = pipe.read(LENGTH_BYTES)
+    if len(head) < LENGTH_BYTES:
+        return None
+    data = pipe.read(int.from_bytes(head, "little"))
+    return data if len(data) == int.from_bytes(head, "little") else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Where money meets verdicts: contracts, vouchers, ledgers and disputes on an EVM chain."""
