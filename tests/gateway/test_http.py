@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 
 import httpx
 import openai
@@ -252,3 +253,13 @@ async def test_two_gateways_live_in_one_process_and_a_taken_port_is_refused() ->
         async with httpx.AsyncClient() as client:
             for gateway in (one, two):
                 assert (await client.get(f"{gateway.server.url}/healthz")).status_code == 200
+
+
+async def test_small_parts_of_a_stream_leave_at_once() -> None:
+    async with running_gateway() as gateway:
+        assert (await gateway.http.get("/healthz")).status_code == 200
+        connections = gateway.server._server.server_state.connections
+        sockets = [each.transport.get_extra_info("socket") for each in connections]  # type: ignore[union-attr]
+        assert sockets
+        for each in sockets:
+            assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -84,7 +84,10 @@ async def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> Gateway
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), family=family, backlog=1024)
+        made = socket.create_server((host, port), family=family, backlog=1024)
+        # Taken up again by its number a socket knows that it speaks TCP, and only for such asyncio
+        # switches Nagle's algorithm off: small parts of a stream would wait up to 40 ms.
+        listener = socket.socket(fileno=made.detach())
     except OSError as error:
         raise ConfigurationError(
             f"cannot listen on {host} port {port}: {error.strerror or error}; choose another "
