@@ -70,7 +70,7 @@ BOUNDARY = Cell(EXIT, 100), "sent"
 OPERATOR, ACCUSER, PAYER = (SettlementKey(bytes((i,)) * 32) for i in (0x71, 0x72, 0x73))
 RULES = (1_000, 3, 10_000, 3_600, EPOCH_SECONDS, 3 * 3_600, 5_000, 3_000, 5_000)
 DELAY = 12 * 3_600
-_DOTS = ("product", "logit")
+_DOTS = ("product", "logit", "score")
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,14 @@ from unisono.types import LayerRange
 from unisono.wire.identity import Identity
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Locks of accounts are not the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNISONO_STATE", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -48,6 +48,7 @@ class ByteTokenizer:
     start_token = START
     stop_tokens = (STOP,)
     plain_chat_stops = ("\nUser:",)
+    vocabulary_hash = "b7" * 32
 
     def __init__(self, *, chat_template: str | None = None, words: Sequence[bytes] = ()) -> None:
         self.chat_template = chat_template

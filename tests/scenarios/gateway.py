@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 from tests.scenarios.network import TinyNetwork, tiny_network
@@ -25,21 +25,22 @@ API_KEY = "a key for tests"
 
 @asynccontextmanager
 async def tiny_gateway(
-    model: StoredModel, blocks: int
+    model: StoredModel, blocks: int, others: Sequence[tuple[StoredModel, int]] = ()
 ) -> AsyncIterator[tuple[GatewayServer, TinyNetwork]]:
     """A gateway in this event loop, and the network behind it."""
-    async with tiny_network(model, blocks) as net:
+    async with tiny_network(model, blocks, others=others) as net:
         receipts = ReceiptStore(None)
         service = GatewayService(
             network=net.swarm,
             models=[
                 ServedModel(
-                    name=model.name,
-                    id=model.id,
-                    tokenizer=Tokenizer.from_files(model.tokenizer_files()),
-                    context_length=model.manifest.config.context_length,
-                    layer_count=model.layer_count,
+                    name=each.name,
+                    id=each.id,
+                    tokenizer=Tokenizer.from_files(each.tokenizer_files()),
+                    context_length=each.manifest.config.context_length,
+                    layer_count=each.layer_count,
                 )
+                for each in (model, *(other for other, _ in others))
             ],
             identity=net.gateway,
             receipts=receipts,

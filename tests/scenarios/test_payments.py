@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from tests.conftest import TinyModels
-from tests.scenarios.network import TinyNetwork, TinyNode, request_for
+from tests.scenarios.network import PROMPT, TinyNetwork, TinyNode, request_for
 from tests.settlement.payments.counter import Counter
-from unisono.errors import InsufficientFunds, OfferMissing
+from unisono.errors import InsufficientFunds, NetworkError, OfferMissing
 from unisono.execution.worker import Worker
 from unisono.models.store import StoredModel
 from unisono.routing.swarm import Swarm
@@ -22,7 +24,9 @@ from unisono.settlement.payments.books import Books
 from unisono.settlement.payments.purse import Purse
 from unisono.settlement.payments.till import Till
 from unisono.settlement.signature import SettlementKey
-from unisono.types import LayerRange
+from unisono.types import EvmAddress, LayerRange, NodeId, SessionId, request_hash
+from unisono.wire.messages import Close, Open, Opened, Refused
+from unisono.wire.payment_messages import Agreed, Pay
 from unisono.wire.records import NodeRecord
 
 IN, OUT = 2_000_000, 6_000_000
@@ -282,3 +286,76 @@ async def test_a_gateway_that_forgot_its_promises_is_shown_them(model: StoredMod
         assert len(answered.tokens) == request.max_tokens
         ours, theirs = await made.settled(0)
         assert ours.promised == theirs.promised > promised
+
+
+async def test_nobody_spends_the_credit_of_a_payer_that_is_not_theirs(model: StoredModel) -> None:
+    async with market(model, (0, model.layer_count)) as made:
+        await made.network.answer(request_for(model, max_tokens=5))
+        ours, _ = await made.settled(0)
+        ours_promised, till = ours.promised, made.tills[0]
+        known = till._payers[made.network.gateway.node_id]
+        account, voucher = known.account, known.voucher
+        account.promised += 10_000  # credit that somebody could want
+        thief = await made.network.connect()
+        line = await thief.link(made.network.nodes[0])
+        for stolen in (b"", bytes(148), voucher[:-1] + bytes([voucher[-1] ^ 1])):
+            opened = _open(made, thief.node_id)
+            await line.send(opened, _tokens())
+            assert isinstance(await line.message(), Opened)
+            await line.send(Pay(opened.session, 24, stolen))
+            answer = await line.message()
+            assert isinstance(answer, Refused), answer
+            assert answer.code in ("unpaid", "voucher_malformed", "voucher_reordered")
+            await line.send(Close(opened.session))
+        assert known.owner == made.network.gateway.node_id
+        account.promised = ours_promised
+        till._narrow(known)
+        await made.network.answer(request_for(model, max_tokens=5))
+        await line.close()
+
+
+def _open(made: Market, gateway: NodeId) -> Open:
+    request = request_for(made.network.model)
+    return Open(
+        session=SessionId(secrets.token_hex(16)),
+        request_hash=request_hash(request),
+        gateway=gateway,
+        model=made.network.model.id,
+        layers=LayerRange(0, made.network.model.layer_count),
+        hop=0,
+        hops=1,
+        previous=None,
+        next=None,
+        resume=len(request.prompt),
+        sampling=request.sampling,
+        prompt=len(request.prompt),
+        positions=len(request.prompt) + request.max_tokens,
+        start=len(request.prompt),
+        max_tokens=request.max_tokens,
+        stop_tokens=(),
+        top_logprobs=-1,
+        draft=False,
+        agreed=Agreed(IN, OUT, made.payer.address),
+    )
+
+
+def _tokens() -> bytes:
+    return np.array(PROMPT, dtype="<u4").tobytes()
+
+
+async def test_a_node_that_cannot_be_paid_is_left_out_and_said(model: StoredModel) -> None:
+    async with market(model, (0, model.layer_count), (0, model.layer_count)) as made:
+        first = made.tills[0]
+        first.terms = msgspec.structs.replace(first.terms, payee=BROKEN)
+        made.network.nodes[0].announce()
+        made.network.burden(made.network.nodes[1])  # the broken one looks better
+        answered = await made.network.answer(request_for(model, max_tokens=5))
+        assert answered.claims[0].node == made.network.nodes[1].identity.node_id
+        made.counter.away = True
+        made.purse._payees.clear()
+        with pytest.raises(NetworkError, match="does not answer"):
+            await made.network.answer(request_for(model, max_tokens=5))
+
+
+BROKEN = EvmAddress("0x5FbDB2315678afecb367f032d93F642f64180aa4")
+"""Its checksum is wrong."""

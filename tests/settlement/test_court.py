@@ -459,3 +459,20 @@ def test_logit_biases_are_opened_where_they_count(court: Courtroom) -> None:
         state = court.play(case, *sides(case, answer, liar, (cell, "adjusted")))
         cheat_is_slashed(court, case, state)
         court.evm.restore(kept)
+
+
+@pytest.mark.parametrize("largest", [1 << 20, -(1 << 31), 1 << 31, -(1 << 43) + 1])
+def test_rows_of_either_width_are_compared_with_what_was_signed(
+    court: Courtroom, largest: int
+) -> None:
+    answer, position = answer_of("qwen3", layers=(1, 2)), 3
+    given = answer.material.rows_in
+    assert given is not None
+    rows = given.copy()
+    rows[position, 5] = largest
+    material = replace(answer.material, rows_in=rows)
+    other = replace(answer, material=material, honest=Holdings(material, answer.honest.trees))
+    case, state = false_challenge(court, other, (Cell(0, position), "received"))
+    assert state.challenger_lost
+    court.settle(case, state)
+    assert court.stake(case.claim.node)[0] == STAKE

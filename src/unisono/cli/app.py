@@ -28,9 +28,11 @@ from unisono.cli import (
     price,
     run,
     simulate,
+    stake,
     status,
     up,
     verify,
+    wallet,
 )
 from unisono.cli.options import VERBOSE
 from unisono.cli.terminal import fail
@@ -180,5 +182,7 @@ app.command()(bench.bench)
 app.command()(simulate.simulate)
 app.add_typer(chain.app, name="chain")
 app.add_typer(keys.app, name="keys")
+app.add_typer(wallet.app, name="wallet")
+app.add_typer(stake.app, name="stake")
 app.command()(price.price)
 app.command()(cost.cost)

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unisono.cli import money as m
 from unisono.cli import options as o
+from unisono.cli.keys import AccountAddress, KeystoreFolder, PassphraseFile
 
 if TYPE_CHECKING:
     from unisono.compose.gateway import FrontSettings
@@ -24,6 +26,14 @@ def gateway(
         str | None, typer.Option("--key", help="File of the gateway's key, made if not there.")
     ] = None,
     model: o.Model = o.DEFAULT_MODEL,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--also",
+            help="Another model that is served here; repeat it for several. Models of one "
+            "vocabulary can answer together.",
+        ),
+    ] = None,
     transport: o.Transport = o.TransportName.iroh,
     api_key: o.ApiKeys = None,
     max_answers: Annotated[
@@ -69,6 +79,14 @@ def gateway(
     audit_rate: o.AuditRate = 0.5,
     beacon: o.Beacon = None,
     epoch_seconds: o.EpochSeconds = 60,
+    chain_rpc: m.ChainRpc = None,
+    deployment: m.DeploymentFile = None,
+    keystore: KeystoreFolder = None,
+    account: AccountAddress = None,
+    passphrase_file: PassphraseFile = None,
+    deposit: m.Deposit = None,
+    second_worth: m.SecondWorth = 0.00001,
+    least_stake: m.LeastStake = 0.0,
     verbose: o.Verbose = False,
 ) -> None:
     """Run a gateway without nodes until Ctrl-C; nodes join with the address that it prints.
@@ -85,6 +103,8 @@ def gateway(
 
     [cyan]unisono gateway --port 8001 --join iroh://NODE_ID@192.0.2.7:4433[/]
 
+    [cyan]unisono gateway --chain-rpc $URL --deployment network.json --deposit 5[/]
+
     [cyan]unisono gateway --fallback replica --fallback remote:MODEL@https://api.example.com/v1
     --fallback-key env:EXAMPLE_KEY[/]
     """
@@ -99,12 +119,28 @@ def gateway(
         from unisono.gateway import parse_fallbacks
 
         parse_fallbacks([f for f in fallback or () if f != "replica"], fallback_key or ())
+    state = state_directory() / "networks" / str(port) if port else None
+    key = key or (str(state / "keys" / "gateway.key") if state else None)
+    chain = m.chain_settings(
+        chain_rpc,
+        deployment,
+        account=account,
+        keystore=keystore,
+        passphrase_file=passphrase_file,
+        key=key,
+        deposit=deposit,
+    )
+    if least_stake and chain is None:
+        from unisono.errors import ConfigurationError
+
+        raise ConfigurationError("--least-stake needs a chain: give --chain-rpc and --deployment")
     stored = prepared(model)
+    others = [prepared(name) for name in also or ()]
     from unisono.compose.gateway import FrontSettings
 
-    state = state_directory() / "networks" / str(port) if port else None
     settings = FrontSettings(
         model=stored.id,
+        also=tuple(other.id for other in others),
         join=",".join(join) if join else None,
         host=host,
         port=port,
@@ -112,7 +148,7 @@ def gateway(
         bind=bind,
         relays=",".join(relay) if relay else None,
         draft=guesses,
-        key=key or (str(state / "keys" / "gateway.key") if state else None),
+        key=key,
         receipts=str(state / "receipts.sqlite") if state else None,
         api_keys=tuple(api_key or ()),
         max_running_answers=max_answers,
@@ -123,6 +159,9 @@ def gateway(
         audit_rate=round(10_000 * audit_rate),
         beacon=operators,
         epoch_seconds=epoch_seconds,
+        chain=chain,
+        price_seconds=1 / (second_worth * m.UNIT),
+        least_stake=m.units(least_stake),
     )
     import asyncio
 

@@ -36,6 +36,8 @@ class LocalSettings:
     """How to run a local network."""
 
     model: StoredModel
+    others: tuple[StoredModel, ...] = ()
+    """More models that the network serves, each on nodes of its own."""
     nodes: int = 3
     copies: int = 1
     """How many times so many nodes share the model."""
@@ -114,16 +116,19 @@ class LocalNetwork:
         settings = self._settings
         owned = even_blocks(settings.model.layer_count, settings.nodes)
         address = await self.front.bind()
-        count = settings.nodes * settings.copies
+        count = settings.nodes * (settings.copies + len(settings.others))
         threads = settings.threads or max(1, available_threads() // count)
-        blocks = [*owned * settings.copies, *(owned[i % len(owned)] for i in range(settings.spare))]
-        for number, layers in enumerate(blocks):
+        blocks = [(settings.model, layers) for layers in owned * settings.copies]
+        for other in settings.others:
+            blocks += [(other, each) for each in even_blocks(other.layer_count, settings.nodes)]
+        blocks += [(settings.model, owned[i % len(owned)]) for i in range(settings.spare)]
+        for number, (model, layers) in enumerate(blocks):
             key = settings.state / "keys" / f"node-{number}.key" if settings.state else None
             self._places.append(
                 _Place(
                     number,
                     NodeSettings(
-                        model=settings.model.id,
+                        model=model.id,
                         join=str(address),
                         layers=layers,
                         transport=settings.transport,
@@ -142,7 +147,7 @@ class LocalNetwork:
         await asyncio.shield(self._starting)
         await self._ready(owners)
         await self.front.wait_for_coverage(COVERAGE_SECONDS)
-        if settings.copies > 1:
+        if len(owners) > len(owned):
             await self._known(owners)
         spare = [place for place in self._places if place.spare]
         await asyncio.to_thread(self._start_all, spare)
@@ -280,6 +285,7 @@ async def local_network(settings: LocalSettings, say: Say) -> AsyncGenerator[Loc
     front = Front(
         FrontSettings(
             model=settings.model.id,
+            also=tuple(other.id for other in settings.others),
             join=settings.join,
             host=settings.host,
             port=settings.port,
@@ -349,12 +355,13 @@ def running(settings: LocalSettings, say: Say) -> Generator[LocalNetwork]:
     """
     from anyio.from_thread import start_blocking_portal
 
-    layers = settings.model.layer_count
-    if settings.nodes > layers:
-        raise ConfigurationError(
-            f"'{settings.model.name}' has {layers} layers, too few for {settings.nodes} nodes: "
-            f"choose --nodes between 1 and {layers}"
-        )
+    for model in (settings.model, *settings.others):
+        layers = model.layer_count
+        if settings.nodes > layers:
+            raise ConfigurationError(
+                f"'{model.name}' has {layers} layers, too few for {settings.nodes} nodes: "
+                f"choose --nodes between 1 and {layers}"
+            )
     with (
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(local_network(settings, say)) as network,

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unisono.cli import money as m
 from unisono.cli import options as o
+from unisono.cli.keys import AccountAddress, KeystoreFolder, PassphraseFile
 
 if TYPE_CHECKING:
     from unisono.compose.node_settings import NodeSettings
@@ -63,11 +65,28 @@ def node(
     ] = 2.0,
     beacon: o.Beacon = None,
     epoch_seconds: o.EpochSeconds = 60,
+    chain_rpc: m.ChainRpc = None,
+    deployment: m.DeploymentFile = None,
+    keystore: KeystoreFolder = None,
+    account: AccountAddress = None,
+    passphrase_file: PassphraseFile = None,
+    price_in: m.PriceIn = None,
+    price_out: m.PriceOut = None,
+    watts: m.Watts = None,
+    electricity: m.Electricity = None,
+    off_peak: m.OffPeak = None,
+    margin: m.Margin = None,
+    payee: m.Payee = None,
+    stake: m.Stake = 0.0,
+    tier: m.Tier = None,
+    window: m.Window = None,
     verbose: o.Verbose = False,
 ) -> None:
     """Run one node until Ctrl-C; with --join it serves a network.
 
-    Others can join through this node as well as through a gateway.
+    Others can join through this node as well as through a gateway. It serves for nothing unless
+    it is told a chain and a price; then its money is that of --account, or of a key that follows
+    from the node's own (--key).
 
     Exit codes: 1 if it cannot start, is refused, or loses its network for ten minutes; 2 for a
     wrong flag; 130 after Ctrl-C.
@@ -79,9 +98,34 @@ def node(
     [cyan]unisono node --join $ADDRESS --layers 6:12 --key ~/node.key[/]
 
     [cyan]unisono node --device cuda --kv-gib 16 --join $ADDRESS[/]
+
+    [cyan]unisono node --join $ADDRESS --key ~/node.key --chain-rpc $URL --deployment network.json
+    --watts 65 --electricity 0.30 --stake 100[/]
     """
     del verbose
     block = parse_layers(layers) if layers is not None else None
+    chain = m.chain_settings(
+        chain_rpc,
+        deployment,
+        account=account,
+        keystore=keystore,
+        passphrase_file=passphrase_file,
+        key=key,
+    )
+    seller = m.seller_settings(
+        chain,
+        price_in=price_in,
+        price_out=price_out,
+        watts=watts,
+        electricity=electricity,
+        off_peak=off_peak,
+        margin=margin,
+        payee=payee,
+        stake=stake,
+        tier=tier,
+        window=window,
+        key=key,
+    )
     from unisono.compose.node_settings import NodeSettings, beacon_operators, join_addresses
 
     join_addresses(relay)
@@ -113,6 +157,8 @@ def node(
         threads=threads,
         beacon=operators,
         epoch_seconds=epoch_seconds,
+        chain=chain,
+        seller=seller,
     )
     import asyncio
 

@@ -75,6 +75,15 @@ Quorum = Annotated[
         "odd numbers are best.",
     ),
 ]
+Ensemble = Annotated[
+    str | None,
+    typer.Option(
+        "--ensemble",
+        metavar="MODEL,MODEL…",
+        help="2 to 8 models of one vocabulary that answer together, in place of --model: each "
+        "token is drawn from the mean of what they say.",
+    ),
+]
 Join = Annotated[
     list[str] | None,
     typer.Option(

@@ -45,6 +45,7 @@ def replay_receipt(report: Report, text: str) -> str:
 def show_receipt(receipt: Receipt, model: str) -> None:
     """A receipt as tables."""
     from unisono.types import request_hash
+    from unisono.verification.ensemble import parts
 
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
@@ -65,10 +66,14 @@ def show_receipt(receipt: Receipt, model: str) -> None:
         facts.add_row(name, Text(value))
     if receipt.quorum is not msgspec.UNSET:
         facts.add_row("quorum", Text(printable(receipt.quorum.summary)))
+    together = parts(receipt)
+    if receipt.ensemble is not msgspec.UNSET:
+        for part in together[1:]:
+            facts.add_row("and model", Text(part.request.model))
     hops = Table(title=None, header_style="bold", pad_edge=False)
     for name in ("hop", "node", "layers", "positions", "rows out"):
         hops.add_column(name, justify="left" if name in ("node", "rows out") else "right")
-    for claim in receipt.hops:
+    for claim in (claim for part in together for claim in part.hops):
         hops.add_row(
             str(claim.hop),
             f"{claim.node[:_SHORT]}…",

@@ -25,6 +25,7 @@ def run(
     ],
     nodes: o.Nodes | None = None,
     quorum: o.Quorum = None,
+    ensemble: o.Ensemble = None,
     model: o.Model = o.DEFAULT_MODEL,
     max_tokens: o.MaxTokens = 64,
     temperature: o.Temperature = 0.0,
@@ -44,6 +45,9 @@ def run(
     the whole model, or of as many as --nodes says. What a majority of them says is the answer,
     and the receipt names who did not.
 
+    With --ensemble several models answer together, each on nodes of its own (one, or as many as
+    --nodes says). The text is tokenized as for the first of them.
+
     [bold]Examples[/]
 
     [cyan]unisono run "The most beautiful thing about the sea is"[/]
@@ -53,6 +57,8 @@ def run(
     [cyan]unisono run "2 + 2 =" --max-tokens 8 --json | jq .text[/]
 
     [cyan]unisono run "2 + 2 =" --quorum 3[/]
+
+    [cyan]unisono run "2 + 2 =" --ensemble gemma-3-270m,gemma-3-270m-it[/]
     """
     from unisono.cli.child import start_servers
 
@@ -67,15 +73,19 @@ def run(
     }
     if quorum is not None:
         body["quorum"] = quorum
+    together = _together(ensemble, quorum)
     copies = quorum or 1
-    nodes = nodes or (3 if quorum is None else 1)
+    nodes = nodes or (3 if quorum is None and not together else 1)
+    count = nodes * max(copies, len(together))
     text = ""
     first: float | None = None
     with ExitStack() as stack:
         from unisono.cli.preparation import prepared
 
-        stored = prepared(model)
-        waiting = err.status(f"Starting {copies * nodes} nodes and a gateway …")
+        stored, *others = [prepared(name) for name in together or (model,)]
+        if together:
+            body["ensemble"] = [each.id for each in (stored, *others)]
+        waiting = err.status(f"Starting {count} nodes and a gateway …")
         waiting.start()
         stack.callback(waiting.stop)
         from unisono.cli.client import GatewayClient
@@ -87,6 +97,7 @@ def run(
             running(
                 LocalSettings(
                     model=stored,
+                    others=tuple(others),
                     nodes=nodes,
                     copies=copies,
                     transport=transport.value,
@@ -138,7 +149,7 @@ def run(
             "finish_reason": receipt.finish_reason,
             "model": stored.name,
             "model_id": stored.id,
-            "nodes": copies * nodes,
+            "nodes": count,
             "verdict": judgement.verdict,
             "message": judgement.message,
             "start_seconds": round(start_seconds, 3),
@@ -154,6 +165,22 @@ def run(
         dim(f"Started answering {first or start_seconds:.1f} s after the command. Check it again:")
         out.print(f"unisono verify {path}", soft_wrap=True, markup=False)
     raise typer.Exit(0 if judgement.verdict == "VALID" else 1)
+
+
+def _together(ensemble: str | None, quorum: int | None) -> list[str]:
+    """The names of the models that answer together."""
+    from unisono.errors import ConfigurationError
+
+    if ensemble is None:
+        return []
+    if quorum is not None:
+        raise ConfigurationError("--ensemble and --quorum do not go together: choose one of them")
+    names = [name.strip() for name in ensemble.split(",")]
+    if not all(names) or not 2 <= len(names) <= 8:
+        raise ConfigurationError(
+            f"--ensemble '{ensemble}': expected 2 to 8 models with commas between them"
+        )
+    return names
 
 
 def _saved(receipt: Receipt) -> Path:

@@ -14,23 +14,41 @@ class ChainSettings(msgspec.Struct, frozen=True):
     deployment: str
     """File that says where the contracts are."""
     state: str | None = None
-    """Folder of the outbox and of accounts with others; None: they live as long as the process."""
+    """Folder that gets one folder per chain and account, with its outbox and its accounts with
+    others; None: they live as long as the process."""
     keystore: str | None = None
     """Folder of encrypted keys; None: the settlement key follows from the network key, so that a
     newcomer has one key to keep."""
     account: str | None = None
     """Which key of the keystore."""
     passphrase_file: str | None = None
+    """Else the passphrase is in the variable `wallet.PASSPHRASE_VARIABLE`."""
     deposit: int = 1_000_000
     """Of a gateway: units that a channel is opened or topped up with."""
+
+
+class FloorSettings(msgspec.Struct, frozen=True):
+    """What a machine costs, by which a node finds its own price (`market.pricing`)."""
+
+    watts: float
+    electricity: float = 0.25
+    off_peak: tuple[str, ...] = ()
+    """As `market.pricing.parse_off_peak` reads them."""
+    purchase: float = 0.0
+    resale: float = 0.0
+    years: float = 4.0
+    use: float = 0.5
+    margin: float = 0.2
+    sessions: int = 4
+    """Answers that usually run side by side."""
 
 
 class SellerSettings(msgspec.Struct, frozen=True):
     """What a node sells for, and how."""
 
-    price_in: int
+    price_in: int = 0
     """Millionths of the unit per million prompt tokens, through the whole model."""
-    price_out: int
+    price_out: int = 0
     payee: str | None = None
     """Address that is paid; None: the node's own settlement key."""
     window: int = 64
@@ -39,3 +57,5 @@ class SellerSettings(msgspec.Struct, frozen=True):
     """The service level that is promised, an index into `wire.terms.TIERS`."""
     stake: int = 0
     """Units to be staked in the registry before anything is sold."""
+    floor: FloorSettings | None = None
+    """What prices follow from; None: they are those above."""

@@ -39,7 +39,7 @@ from unisono.numerics.ensemble import choose_jointly
 from unisono.routing.coverage import first_gap
 from unisono.routing.gossip import Gossip
 from unisono.routing.membership import Membership
-from unisono.routing.swarm import Swarm, SwarmSettings
+from unisono.routing.swarm import Members, Swarm, SwarmSettings
 from unisono.types import LayerRange, ModelId, NodeId, PeerAddress
 from unisono.verification.policy import DEFAULT_RATE
 from unisono.wire.claims import EPOCH_SECONDS
@@ -62,6 +62,8 @@ class FrontSettings(msgspec.Struct, frozen=True):
     """How to run a gateway."""
 
     model: str
+    also: tuple[str, ...] = ()
+    """More models that are served."""
     join: str | None = None
     """Addresses of members of the network, with commas between them; None: this is the first."""
     view: int = 512
@@ -96,6 +98,10 @@ class FrontSettings(msgspec.Struct, frozen=True):
     """Length of an epoch: the same for all members of a network."""
     chain: ChainSettings | None = None
     """Where nodes are paid; None: only those that serve for nothing are asked."""
+    price_seconds: float = 0.1
+    """See `SwarmSettings`."""
+    least_stake: int = 0
+    """Units that every hop must have staked, whatever a request asks for."""
 
 
 class Front:
@@ -211,7 +217,9 @@ class Front:
         assert self.model is not None
         settings, model = self._settings, self.model
         store = ModelStore(Path(settings.cache) if settings.cache else None)
-        models = await served_models(store, model, fallback_models(settings.fallbacks))
+        models = await served_models(
+            store, model, (*settings.also, *fallback_models(settings.fallbacks))
+        )
         if wants_replica(settings.fallbacks):
             self.replica = Replica(model, self.identity, self._clock, cache=settings.cache)
             await self.replica.start()
@@ -221,20 +229,23 @@ class Front:
             self.replica.network if self.replica else None,
         )
         metrics = self.metrics
-        purse = None
+        purse: Purse | None = None
+        members: Members = self.members
         if settings.chain is not None:
-            from unisono.compose.wallet import Wallet
-
-            self.wallet = await Wallet.open(settings.chain, self.identity, self._clock)
-            purse = self.wallet.purse(settings.chain.deposit)
+            purse, members = await self._open_wallet(settings.chain)
         self.swarm = Swarm(
             self._transport,
             self.identity.node_id,
-            self.members,
+            members,
             {each.id: each.layer_count for each in models},
             self._clock,
             metrics.observe_hop,
-            settings=SwarmSettings(draft=settings.draft, epoch_seconds=settings.epoch_seconds),
+            settings=SwarmSettings(
+                draft=settings.draft,
+                price_seconds=settings.price_seconds,
+                epoch_seconds=settings.epoch_seconds,
+                least_stake=settings.least_stake,
+            ),
             here=lambda: self.gossip.exchanges.position.coordinate,
             combine=choose_jointly,
             purse=purse,
@@ -278,6 +289,16 @@ class Front:
         )
         self.server = await serve(create_app(service), settings.host, settings.port)
         return self.server
+
+    async def _open_wallet(self, chain: ChainSettings) -> tuple[Purse, Members]:
+        """What pays nodes, and the members with the stakes that they have."""
+        from unisono.compose.staked import StakedMembers
+        from unisono.compose.wallet import Wallet
+
+        self.wallet = await Wallet.open(chain, self.identity, self._clock)
+        staked = StakedMembers(self.members, self.wallet.registry(), self._clock)
+        self._tasks.append(asyncio.create_task(staked.run()))
+        return self.wallet.purse(chain.deposit), staked
 
     async def wait_for_coverage(self, seconds: float) -> None:
         """Return once live nodes form a chain through the whole model.

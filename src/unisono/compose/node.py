@@ -142,7 +142,7 @@ class Node:
         )
         self._door.host = GameHost(self.identity, self._transport, self._clock)
         self._sale = await Sale.open(
-            settings.chain, settings.seller, self.identity, self._clock, model.layer_count
+            settings.chain, settings.seller, self.identity, self._clock, model.layer_count, say
         )
         if self.layers is None and not self._bootstrap:
             self.layers = LayerRange(0, model.layer_count)

@@ -1,10 +1,11 @@
-"""What a node sells: its till, and its prices in its record. Knows the libraries of a chain only
-when something is sold."""
+"""What a node sells: its till, its stake, and its prices in its record. Knows the libraries of a
+chain only when something is sold."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,21 +18,41 @@ from unisono.wire.records import NodeRecord
 
 if TYPE_CHECKING:
     from unisono.compose.wallet import Wallet
+    from unisono.market.pricing import Machine
     from unisono.settlement.payments.till import Till
+    from unisono.settlement.stakes import OwnStake
 
 log = logging.getLogger(__name__)
 
 LAST_SECONDS = 10.0
 """How long a node that leaves waits for its last vouchers to be redeemed."""
+REVIEW_SECONDS = 60.0
+"""How often a node looks at its price and its stake."""
 
 
 class Sale:
     """Made by `Sale.open`."""
 
-    def __init__(self, wallet: Wallet, till: Till) -> None:
+    def __init__(
+        self,
+        wallet: Wallet,
+        till: Till,
+        seller: SellerSettings,
+        clock: Clock,
+        layer_count: int,
+        own: OwnStake | None = None,
+        machine: Machine | None = None,
+    ) -> None:
         self._wallet = wallet
         self.till = till
+        self._seller = seller
+        self._clock = clock
+        self._layer_count = layer_count
+        self._own = own
+        self._machine = machine
+        self._priced_at = -REVIEW_SECONDS
         self._running = asyncio.create_task(till.run())
+        self._reviewing = asyncio.create_task(self._review())
 
     @classmethod
     async def open(
@@ -41,36 +62,80 @@ class Sale:
         identity: Identity,
         clock: Clock,
         layer_count: int,
+        report: Callable[[str], None] = log.info,
     ) -> Sale | None:
         """Begin to sell; None where nothing is sold.
 
         Raises:
             ConfigurationError: prices without a chain, or a file that is not what it should be.
+            InsufficientFunds: less than the stake; says what is missing.
             SettlementError: the chain does not answer.
         """
         if seller is None:
             return None
         if chain is None:
             raise ConfigurationError("prices need a chain: give --chain-rpc and --deployment")
+        machine = None
+        if seller.floor is not None:
+            from unisono.compose.pricing import machine_of
+
+            machine = machine_of(seller.floor)
         from unisono.compose.wallet import Wallet
 
+        report("opening the wallet")
         wallet = await Wallet.open(chain, identity, clock)
         try:
-            return cls(wallet, wallet.till(seller, layer_count))
+            own = None
+            till = wallet.till(seller, layer_count)
+            if seller.stake:
+                report("staking")
+                own = wallet.own_stake(identity)
+                till.staked((await own.ensure(seller.stake)).counts)
+            return cls(wallet, till, seller, clock, layer_count, own, machine)
         except BaseException:
             await wallet.close()
             raise
 
     def priced(self, record: NodeRecord) -> NodeRecord:
-        """A record with what is asked; unsigned."""
+        """A record with what is asked; unsigned. The floor of a machine is found once a minute,
+        from what the record says of its speed."""
+        floor, now = self._seller.floor, self._clock.monotonic()
+        if floor is not None and self._machine is not None:
+            if now - self._priced_at >= REVIEW_SECONDS:
+                self._reprice(record, floor.sessions)
+            if not self.till.is_open:  # nothing is known of its speed yet
+                return msgspec.structs.replace(record, free_positions=0, terms=self.till.terms)
         price_in, price_out = self.till.prices
         return msgspec.structs.replace(
             record, price_in=price_in, price_out=price_out, terms=self.till.terms
         )
 
+    def _reprice(self, record: NodeRecord, sessions: int) -> None:
+        from unisono.compose.pricing import price_at
+
+        assert self._machine is not None
+        try:
+            price = price_at(self._machine, record, sessions, self._layer_count, self._clock.now())
+        except ConfigurationError as error:
+            log.error("no price is found, the last one stays: %s", error)
+            return
+        if price is not None:
+            self._priced_at = self._clock.monotonic()
+            self.till.ask(price.per_input, price.per_output)
+
+    async def _review(self) -> None:
+        """Tell what the registry says of the stake, however it changes."""
+        while self._own is not None:
+            await self._clock.sleep(REVIEW_SECONDS)
+            try:
+                self.till.staked((await self._own.record()).counts)
+            except SettlementError as error:
+                log.warning("the stake cannot be read: %s", error)
+
     async def close(self) -> None:
         """Redeem what is left, and close everything; idempotent."""
         self._running.cancel()
+        self._reviewing.cancel()
         try:
             async with asyncio.timeout(LAST_SECONDS):
                 await self.till.redeem()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from unisono.clock import Clock
@@ -20,12 +23,14 @@ from unisono.settlement.payments.contract_channels import ContractChannels
 from unisono.settlement.payments.purse import Purse
 from unisono.settlement.payments.till import Till
 from unisono.settlement.signature import SettlementKey
-from unisono.types import digest
+from unisono.settlement.stakes import OwnStake, Registry
+from unisono.types import EvmAddress, digest
 from unisono.wire.identity import Identity
 
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 20.0
+PASSPHRASE_VARIABLE = "UNISONO_PASSPHRASE"
 PRIVATE_POLL, PUBLIC_POLL = 0.1, 2.0
 """Seconds between two looks at a chain on which something is under way."""
 
@@ -39,11 +44,47 @@ def settlement_key(settings: ChainSettings, identity: Identity) -> SettlementKey
     if settings.keystore is None:
         secret = digest("settlement-key/1", identity.secret_seed())
         return SettlementKey(secret)
-    if settings.passphrase_file is None:
-        raise ConfigurationError("a keystore needs --passphrase-file: nobody is there to ask")
     store = Keystore(settings.keystore)
-    passphrase = read_passphrase(settings.passphrase_file)
+    if settings.passphrase_file is not None:
+        passphrase = read_passphrase(settings.passphrase_file)
+    else:
+        passphrase = os.environ.get(PASSPHRASE_VARIABLE, "")
+    if not passphrase:
+        raise ConfigurationError(
+            f"a keystore needs --passphrase-file or ${PASSPHRASE_VARIABLE}: nobody is there to ask"
+        )
     return store.unlock(store.choose(settings.account), passphrase)
+
+
+def account_address(settings: ChainSettings, identity: Identity) -> EvmAddress:
+    """Where this process's money is. A keystore tells that without its passphrase.
+
+    Raises:
+        ConfigurationError, KeyRefused: the keystore cannot be used, or has no such key.
+    """
+    if settings.keystore is None:
+        return settlement_key(settings, identity).address
+    return Keystore(settings.keystore).choose(settings.account)
+
+
+@asynccontextmanager
+async def onlooker(
+    settings: ChainSettings, identity: Identity
+) -> AsyncGenerator[tuple[EvmAddress, RpcLedger, ContractChannels]]:
+    """An account, to look at it: also while another process works with it.
+
+    Raises:
+        ConfigurationError: a file, key or contract is not what it should be.
+        SettlementError: the chain does not answer.
+    """
+    deployment = load_deployment(settings.deployment)
+    address = account_address(settings, identity)
+    ledger = RpcLedger(settings.rpc)
+    try:
+        await check_deployment(deployment, ledger)
+        yield address, ledger, ContractChannels(ledger, deployment)
+    finally:
+        await ledger.close()
 
 
 class Wallet:
@@ -84,7 +125,10 @@ class Wallet:
             private = await ledger.is_private()
             if private:
                 await ledger.fund(key.address)
-            folder = None if settings.state is None else Path(settings.state)
+            folder = None
+            if settings.state is not None:
+                folder = Path(settings.state) / f"{deployment.chain_id}-{key.address}"
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             outbox = await Outbox.open(
                 None if folder is None else folder / "outbox.sqlite",
                 ledger,
@@ -94,7 +138,6 @@ class Wallet:
                     poll_seconds=PRIVATE_POLL if private else PUBLIC_POLL,
                 ),
                 clock=clock,
-                locks=folder,
             )
         except BaseException:
             await ledger.close()
@@ -122,11 +165,20 @@ class Wallet:
             self._clock,
             layer_count,
             window=seller.window,
-            stake=seller.stake,
+            operator=None if payee == self.key.address else self.key.address,
             tier=seller.tier,
         )
-        till.ask(seller.price_in, seller.price_out)
+        if seller.floor is None:
+            till.ask(seller.price_in, seller.price_out)
         return till
+
+    def own_stake(self, identity: Identity) -> OwnStake:
+        """The stake of this account on a node."""
+        return OwnStake(self.ledger, self.deployment, self.outbox, identity)
+
+    def registry(self) -> Registry:
+        """What says what others have staked."""
+        return Registry(self.ledger, self.deployment)
 
     async def close(self) -> None:
         """Stop, keeping what is at rest; idempotent."""

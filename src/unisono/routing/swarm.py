@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from msgspec import UNSET
@@ -78,6 +78,8 @@ class SwarmSettings:
     """Seconds that a client would wait to save one millionth of the unit of prices."""
     epoch_seconds: int = EPOCH_SECONDS
     """Length of the network's epochs, which claims name."""
+    least_stake: int = 0
+    """Millionths of the unit that every hop must have staked, whatever a request asks for."""
 
 
 class Swarm:
@@ -133,6 +135,7 @@ class Swarm:
         demand: Demand = ANY,
     ) -> RoutedAnswer | QuorumAnswer | EnsembleAnswer:
         """See `Network.open`."""
+        demand = replace(demand, stake=max(demand.stake, self.settings.least_stake))
         if request.ensemble is not UNSET:
             if self._combine is None:
                 raise CoverageMissing("ensembles of models are not served here")
@@ -347,6 +350,8 @@ class Swarm:
                         refusing |= {failure.node}
                         if failure.code == "capacity":
                             full = CapacityMissing(str(failure))
+                        elif failure.code == "unpayable":
+                            full = NetworkError(str(failure))
                     else:
                         trial.lost(failure.node)
                         self.members.suspect(failure.node)
@@ -369,18 +374,19 @@ class Swarm:
 
         Raises:
             InsufficientFunds: the payer has not so much.
-            NetworkError: the chain of blocks does not answer, or refuses.
+            HopRefused: a hop cannot be paid, since its terms are no good or the ledger is away;
+                `code` is "unpayable".
         """
-        if self.purse is None:
-            return
-        try:
-            for record in path:
-                if record.terms is not None:
-                    await self.purse.prepare(record, costs.worst_price((record,), layer_count))
-        except InsufficientFunds:
-            raise
-        except SettlementError as error:
-            raise NetworkError(f"the nodes of this answer cannot be paid now: {error}") from error
+        for record in path:
+            if self.purse is None or record.terms is None:
+                continue
+            try:
+                await self.purse.prepare(record, costs.worst_price((record,), layer_count))
+            except InsufficientFunds:
+                raise
+            except SettlementError as error:
+                message = f"node {record.node[:8]} cannot be paid now: {error}"
+                raise HopRefused(message, "unpayable", record.node) from error
 
     async def mend(
         self,

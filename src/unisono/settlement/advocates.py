@@ -33,7 +33,7 @@ from unisono.verification.fraud.moves import (
 )
 from unisono.verification.fraud.parties import Challenger, Defender
 from unisono.verification.fraud.referee import parts_of
-from unisono.verification.fraud.steps import Cell, Step
+from unisono.verification.fraud.steps import CHUNK, Cell, Step
 from unisono.verification.fraud.tree import HASH, depth_of, per_block
 from unisono.wire.identity import Identity
 
@@ -254,7 +254,9 @@ class Defence(Advocate):
             data = exhibits.fixed(step, i) if not state.totals else b""
             return Appeal("prove", (*head, parts, data), "judge")
         start, stop = (state.start, state.stop) if state.totals else (0, step.length(i))
-        data = exhibits.fixed(step, i) + (exhibits.chunk(step, i, start, stop) if stop else b"")
+        # a part of a dot product follows from its terms alone
+        data = b"" if state.totals and step.chunk == CHUNK else exhibits.fixed(step, i)
+        data += exhibits.chunk(step, i, start, stop) if stop else b""
         return Appeal("prove", (*head, (), data), "judge")
 
     def _play(self, body: Body) -> None:

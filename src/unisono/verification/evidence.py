@@ -20,7 +20,7 @@ import binascii
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta
 
 from unisono.errors import PeerCheating, ReceiptError
 from unisono.types import GenerationRequest, NodeId, canonical, digest, request_hash
@@ -263,7 +263,8 @@ def _judge_contradiction(one: HopClaim, other: HopClaim) -> Verdict:
     if same_work and (one.rows_out, one.out_tags) != (other.rows_out, other.out_tags):
         what = "signed two results of the same layers of the same model for the same rows in"
         return _convicted(fault_of(one, "contradiction", f"{_named(one)} {what}"))
-    answers = {one.tokens, other.tokens} - {""}
+    # tokens that an ensemble gave to its hops are no answers of theirs
+    answers = {c.tokens for c in (one, other) if c.distributions is UNSET} - {""}
     if same_work and one.request == other.request and len(answers) == 2:
         what = "signed two answers to one request, from the same rows"
         return _convicted(fault_of(one, "contradiction", f"{_named(one)} {what}"))

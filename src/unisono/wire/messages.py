@@ -118,6 +118,7 @@ class Open(MessageBase, frozen=True):
         most = self.start if self.hop == self.hops - 1 else self.positions
         check(self.resume <= most, f"resume {self.resume} <= {most}")
         check_sampling(self.sampling)
+        check(not (self.draft and self.weigh), "tokens that will be given are not guessed")
 
 
 class Opened(MessageBase, frozen=True):

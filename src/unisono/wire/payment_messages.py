@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from unisono.wire.bounds import Count, MessageBase, Natural, Session
-from unisono.wire.terms import AddressText
+from unisono.wire.terms import TIERS, AddressText
 
 MAX_VOUCHER = 256
 VoucherBytes = Annotated[bytes, Meta(max_length=MAX_VOUCHER)]
@@ -51,4 +51,27 @@ class Held(MessageBase, frozen=True):
     voucher: VoucherBytes
 
 
-PaymentMessage = Pay | Due | Held
+class CreditAsked(MessageBase, frozen=True):
+    """Gateway to node: what the node promised of a window was not kept, by what is seen here."""
+
+    payer: AddressText
+    window: Natural
+    """Its number: Unix time divided by its length."""
+    seconds: Annotated[int, Meta(ge=1, lt=1 << 32)]
+    """Its length."""
+    tier: Annotated[int, Meta(ge=0, lt=len(TIERS))]
+    """The highest that the node's records promised in it."""
+    down: Natural
+    """Milliseconds of it."""
+    convicted: bool = False
+    """The node signed something in it that is proven false."""
+
+
+class CreditGiven(MessageBase, frozen=True):
+    """Node to gateway: so much less than before counts as charged, for a window, all told."""
+
+    window: Natural
+    units: Natural
+
+
+PaymentMessage = Pay | Due | Held | CreditAsked | CreditGiven

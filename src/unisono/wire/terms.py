@@ -37,3 +37,5 @@ class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The highest service level that it promises."""
     window: Annotated[int, Meta(ge=1, le=MAX_WINDOW)] = 64
     """Tokens of an answer that one payment ahead is good for."""
+    operator: AddressText | None = None
+    """Whose stake in the registry answers for the node; None: the payee's."""

@@ -447,6 +447,7 @@ def choose_part(state: dispute.State, index: uint256, parts: DynArray[int256, di
     for k: uint256 in range(each, bound=steps.MAX_TOTAL):
         s.total[k] = parts[index * each + k]
     s.totals = each
+    s.parts = empty(bytes32)
     s.start, s.stop = staticcall Judge(judge).part(s.kind, s.start, s.stop, index)
     s.phase = dispute.PROVE
     self._moved(s, b"")
@@ -666,6 +667,10 @@ def _asked(state: dispute.State, index: uint256, payload: Bytes[openings.BLOCK])
     s.asserted = convert(convert(x << (256 - bits), bytes32), int256) >> (256 - bits)
     s.element = s.index * (openings.BLOCK // s.width) + index
     s.phase = dispute.PROVE
+    # what is asked for no more would only cost calldata
+    s.node = empty(bytes32)
+    s.kept = empty(bytes32)
+    s.kept_at = 0
     return s
 
 

@@ -95,6 +95,9 @@ GROUP: constant(uint256) = 32
 # Of a word of four integers: a 1 in each, and the lower halves of all.
 LANES: constant(uint256) = max_value(uint256) // (2**64 - 1)
 LOWER: constant(uint256) = max_value(uint256) // (2**64 - 1) * (2**32 - 1)
+# Of a little-endian integer as it is read: bits 43 to 63, and the bytes of -2**43.
+HIGH: constant(uint256) = 16318463  # 0xf8ffff
+LEAST: constant(uint256) = 16252928  # 0xf80000
 Q16: constant(int256) = 65536
 MAX_ROW: constant(uint256) = 32768  # bytes of a row whose boundary can be judged in one step
 
@@ -168,7 +171,8 @@ def prove(
     start: uint256 = state.start
     stop: uint256 = state.stop
     sources: DynArray[steps.Source, steps.MAX_FIXED] = []
-    if state.totals == 0 or len(parts) == 0:
+    # a part of a dot product follows from its terms alone
+    if state.totals == 0 or (len(parts) == 0 and (LONG >> kind) & 1 == 0):
         sources = staticcall referee.fixed_sources(kind, p, c, i)
         if kind == steps.ADJUST and sampling.bias != empty(bytes32):
             sources.append(
@@ -349,26 +353,34 @@ def prove_boundary(
     leaves: DynArray[bytes32, MAX_ROW // 256] = []
     narrow: DynArray[uint256, MAX_ROW // 64] = []
     fits: bool = True  # every integer in 4 bytes
+    bounded: bool = True  # every magnitude below 2**43
     half: uint256 = 0
     for k: uint256 in range(len(row) // 256, bound=MAX_ROW // 256):
         words: bytes32[8] = empty(bytes32[8])
         for n: uint256 in range(8):
+            # four little-endian integers
             word: uint256 = extract32(row, 256 * k + 32 * n, output_type=uint256)
             words[n] = convert(word, bytes32)
-            # four little-endian integers: the upper half of each must repeat the lower one's sign
-            signs: uint256 = unsafe_mul((word >> 39) & LANES, 2**32 - 1)
-            fits = fits and word & LOWER == signs
-            x: uint256 = (word >> 32) & LOWER
-            x = (
-                (x & (2**32 - 1))
-                | ((x >> 32) & ((2**32 - 1) << 32))
-                | ((x >> 64) & ((2**32 - 1) << 64))
-                | ((x >> 96) & ((2**32 - 1) << 96))
-            )
-            if n & 1 == 0:
-                half = x << 128
-            else:
-                narrow.append(half | x)
+            # the upper half of each repeats the lower one's sign, or it does not fit
+            if word & LOWER != unsafe_mul((word >> 39) & LANES, 2**32 - 1):
+                fits = False
+                signs: uint256 = unsafe_mul((word >> 7) & LANES, HIGH)
+                # in no lane is -2**43
+                rest: uint256 = word ^ unsafe_mul(LANES, LEAST)
+                least: uint256 = unsafe_sub(rest, LANES) & ~rest & (LANES << 63)
+                bounded = bounded and word & unsafe_mul(LANES, HIGH) == signs and least == 0
+            elif fits:
+                x: uint256 = word >> 32
+                x = (
+                    (x & (2**32 - 1))
+                    | ((x >> 32) & ((2**32 - 1) << 32))
+                    | ((x >> 64) & ((2**32 - 1) << 64))
+                    | ((x >> 96) & ((2**32 - 1) << 96))
+                )
+                if n & 1 == 0:
+                    half = x << 128
+                else:
+                    narrow.append(half | x)
         leaves.append(
             sha256(
                 concat(
@@ -389,12 +401,8 @@ def prove_boundary(
     if fits:
         packed: Bytes[MAX_ROW // 2 + 64] = abi_encode(narrow)
         encoded = sha256(slice(packed, 64, len(row) // 2))
-    else:
+    elif bounded:
         encoded = sha256(row)
-        for k: uint256 in range(len(row) // 32, bound=MAX_ROW // 32):
-            if not self._is_residual(extract32(row, 32 * k, output_type=uint256)):
-                encoded = empty(bytes32)
-                break
     root: bytes32 = self._root(leaves)
     at: uint256 = 0
     node: bytes32 = empty(bytes32)
@@ -552,21 +560,6 @@ def _grid_place(
     bits: uint256 = openings.depth_of(facts.positions)
     place: uint256 = (((stage << bits) | position) << below) | kept
     return place, openings.depth_of(stages) + bits + below
-
-
-@internal
-@pure
-def _is_residual(word: uint256) -> bool:
-    """
-    @return Whether four 64-bit integers of a row have magnitudes below 2**43, as all residuals do
-    """
-    x: uint256 = fixed.swapped(word, 8)
-    negative: uint256 = (x >> 63) & LANES
-    small: uint256 = x & unsafe_mul(LANES, 2**43 - 1)
-    positive: uint256 = (unsafe_add(small, unsafe_mul(LANES, 2**43 - 1)) >> 43) & LANES
-    return (x >> 43) & unsafe_mul(LANES, 2**21 - 1) == unsafe_mul(
-        negative, 2**21 - 1
-    ) and negative & ~positive == 0
 
 
 @internal

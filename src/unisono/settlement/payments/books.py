@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -103,6 +105,24 @@ class Books:
                 "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (*_key(place), *totals, voucher),
             )
+        except sqlite3.Error as error:
+            raise ConfigurationError(f"cannot write accounts: {error}") from error
+
+    @contextmanager
+    def atomic(self) -> Iterator[sqlite3.Connection]:
+        """What is written inside is written together, or not at all.
+
+        Raises:
+            ConfigurationError: the file can no longer be written.
+        """
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
         except sqlite3.Error as error:
             raise ConfigurationError(f"cannot write accounts: {error}") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unisono.errors import LedgerUnreachable
+from unisono.errors import ConfigurationError, LedgerUnreachable
 from unisono.settlement.artifacts import artifact
 from unisono.settlement.ledger.contract import Contract
 from unisono.settlement.ledger.deploy import COIN
@@ -19,20 +19,32 @@ from unisono.types import EvmAddress
 MAX_UINT = (1 << 256) - 1
 MAX_BATCH = 64
 """Vouchers in one transaction, as the contract has it."""
+LOG_BLOCKS = 10_000
+"""Blocks whose events are asked for at once: what public endpoints allow."""
 SECONDS = 600.0
 """A transaction that is not final by then is waited for elsewhere: it goes on by itself."""
 
 
 class ContractChannels:
-    """One account's view of one network's channels. The outbox's `run` must run."""
+    """One account's view of one network's channels. The outbox's `run` must run; without one
+    nothing can be changed."""
 
-    def __init__(self, ledger: Ledger, deployment: Deployment, outbox: Outbox) -> None:
+    def __init__(
+        self, ledger: Ledger, deployment: Deployment, outbox: Outbox | None = None
+    ) -> None:
         self._ledger = ledger
-        self._outbox = outbox
+        self._given = outbox
         self._channels = Contract(deployment.address("channels"), artifact("channels").abi)
         self._coin = Contract(deployment.address(COIN), artifact(COIN).abi)
+        self._first_block = deployment.block
         self.domain = channels_domain(deployment.chain_id, self._channels.address)
         """See `Channels.domain`."""
+
+    @property
+    def _outbox(self) -> Outbox:
+        if self._given is None:
+            raise ConfigurationError("these channels are only looked at: open a wallet")
+        return self._given
 
     async def state(self, payer: EvmAddress, payee: EvmAddress) -> ChannelState:
         """See `Channels`."""
@@ -43,6 +55,38 @@ class ContractChannels:
     async def balance(self, owner: EvmAddress) -> int:
         """See `Channels`."""
         return await self._read(self._coin, "balanceOf", owner)
+
+    async def partners(self, account: EvmAddress, *, pays: bool) -> tuple[EvmAddress, ...]:
+        """Everybody whom an account ever opened a channel to, or (`pays` False) who did so to it,
+        the oldest first.
+
+        Raises:
+            SettlementError: the chain does not answer.
+        """
+        topic = self._channels.topic("Deposited")
+        found: dict[EvmAddress, None] = {}
+        last = (await self._ledger.head()).number
+        for first in range(self._first_block, last + 1, LOG_BLOCKS):
+            until = min(last, first + LOG_BLOCKS - 1)
+            for log in await self._ledger.logs((self._channels.address,), first, until, topic):
+                _, fields = self._channels.event(log) or ("", {})
+                payer, payee = fields.get("payer"), fields.get("payee")
+                if pays and payer == account and payee is not None:
+                    found[payee] = None
+                elif not pays and payee == account and payer is not None:
+                    found[payer] = None
+        return tuple(found)
+
+    async def send(self, owner: EvmAddress, amount: int) -> None:
+        """Send coins that are outside of channels to somebody, and wait until that is final.
+
+        Raises:
+            SettlementError: the chain refuses or is away.
+        """
+        data = self._coin.encode("transfer", owner, amount)
+        key = str((await self._ledger.head()).number)
+        intent = Intent(self._coin.address, data, key=key, purpose=f"sending coins to {owner}")
+        await self._outbox.perform(intent, SECONDS)
 
     async def deposit(self, payee: EvmAddress, amount: int) -> None:
         """See `Channels`. Asked again for the same deposit after a crash it is not made twice: what
@@ -64,18 +108,22 @@ class ContractChannels:
     async def redeem(self, payee: EvmAddress, vouchers: tuple[Voucher, ...]) -> None:
         """See `Channels`."""
         for start in range(0, len(vouchers), MAX_BATCH):
-            batch = [_fields(v) for v in vouchers[start : start + MAX_BATCH]]
-            data = self._channels.encode("redeem_batch", payee, batch)
+            batch = vouchers[start : start + MAX_BATCH]
+            data = self._channels.encode("redeem_batch", payee, [_fields(v) for v in batch])
+            # A voucher that the deposit did not cover is redeemed again after a top-up.
+            states = [await self.state(voucher.payer, payee) for voucher in batch]
+            key = " ".join(str(state.redeemed) for state in states)
             purpose = f"redeeming {len(batch)} vouchers"
-            await self._outbox.perform(
-                Intent(self._channels.address, data, purpose=purpose), SECONDS
-            )
+            intent = Intent(self._channels.address, data, key=key, purpose=purpose)
+            await self._outbox.perform(intent, SECONDS)
 
     async def start_close(self, payee: EvmAddress) -> None:
         """Begin to close this account's channel to a payee."""
         state = await self.state(self._outbox.account, payee)
         data = self._channels.encode("start_close", payee)
-        intent = Intent(self._channels.address, data, key=str(state.epoch), purpose="closing")
+        # A deposit takes a close back, and grows: closing again is then another intent.
+        key = f"{state.epoch} {state.deposit}"
+        intent = Intent(self._channels.address, data, key=key, purpose="closing")
         await self._outbox.perform(intent, SECONDS)
 
     async def finish_close(self, payee: EvmAddress) -> None:

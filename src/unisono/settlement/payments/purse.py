@@ -14,11 +14,13 @@ from dataclasses import dataclass
 
 from unisono.clock import Clock
 from unisono.errors import ConfigurationError, LedgerUnreachable, SettlementError, VoucherRefused
+from unisono.market.sla import WINDOW_SECONDS, credit
 from unisono.settlement.eip712 import parse_address
 from unisono.settlement.ledger.shortfall import shortfall
 from unisono.settlement.payments.account import Account, Tariff
 from unisono.settlement.payments.books import Books, Place
 from unisono.settlement.payments.channels import Channels
+from unisono.settlement.payments.credits import Credits
 from unisono.settlement.signature import SettlementKey
 from unisono.settlement.vouchers import Channel, accept, decode_voucher, sign_voucher
 from unisono.types import EvmAddress, NodeId, SessionId
@@ -93,8 +95,11 @@ class PayingTab:
         """See `Tab`."""
         if not self._over:
             self._over = True
+            before = self._payee.account.charged
             self._payee.account.finish(self._sold.session, tokens)
             self._purse.save(self._payee)
+            charged = self._payee.account.charged - before
+            self._purse.credits.earned(self._payee.place, self._sold.record.node, charged)
 
     def drop(self) -> None:
         """See `Tab`."""
@@ -160,13 +165,16 @@ class Purse:
         clock: Clock,
         *,
         deposit: int = DEPOSIT,
+        window_seconds: int = WINDOW_SECONDS,
     ) -> None:
-        """`deposit`: units that a new channel gets, unless a request needs more."""
+        """`deposit`: units that a new channel gets, unless a request needs more;
+        `window_seconds`: over which service levels are promised."""
         self._key = key
         self._channels = channels
         self._books = books
         self.clock = clock
         self._deposit = deposit
+        self.credits = Credits(books, clock, window_seconds)
         self._payees: dict[EvmAddress, _Payee] = {}
         self._opening: dict[EvmAddress, asyncio.Lock] = {}
         self.address = key.address
@@ -279,6 +287,35 @@ class Purse:
         if state.epoch != known.place.epoch:
             raise LedgerUnreachable(f"the channel to {known.place.payee} was closed meanwhile")
         known.deposit = state.deposit
+
+    def expected(self, address: EvmAddress, node: NodeId, window: int, share: int) -> int:
+        """Units that a node has to give back at least, if it owes this share of a window."""
+        known = self._payees.get(address)
+        return (
+            0
+            if known is None
+            else credit(self.credits.paid(known.place, node, window, sure=True), share)
+        )
+
+    async def credited(self, address: EvmAddress, node: NodeId, window: int, units: int) -> int:
+        """A node gave back so much of what it was paid in a window, all told. Returns what that
+        comes to here: no more than was paid.
+
+        Raises:
+            SettlementError: the chain is away.
+            ConfigurationError: the account cannot be kept.
+        """
+        known = await self.payee(address)
+        return self.credits.grant(known.place, known.account, known.voucher, node, window, units)
+
+    async def payee(self, address: EvmAddress) -> _Payee:
+        """A payee's channel.
+
+        Raises:
+            SettlementError: the chain is away.
+        """
+        async with self._opening.setdefault(address, asyncio.Lock()):
+            return self._payees.get(address) or await self._load(address)
 
     def accounts(self) -> list[tuple[Place, Account, int]]:
         """Every channel that was used, with its account and deposit."""

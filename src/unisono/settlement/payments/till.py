@@ -1,7 +1,7 @@
 """A node's till: takes vouchers ahead, says how far sessions are paid, and redeems.
 
-Implements `execution.credit.Till`. A gateway is known by its network key; with its first voucher
-it binds itself to a payer, and the payer to it, so that nobody can spend another's credit.
+Implements `execution.credit.Till`. A gateway is known by its network key and names its payer, which
+anybody can: credit is only spent for the gateway that showed a voucher of that payer.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import msgspec
 
 from unisono.clock import Clock
 from unisono.errors import ConfigurationError, PeerRefused, SettlementError, VoucherRefused
+from unisono.market.sla import WINDOW_SECONDS, credit
 from unisono.settlement.eip712 import parse_address
 from unisono.settlement.payments.account import Account, Tariff
 from unisono.settlement.payments.books import Books, Place
 from unisono.settlement.payments.channels import Channels, ChannelState
+from unisono.settlement.payments.credits import Credits
 from unisono.settlement.vouchers import Channel, Voucher, accept, decode_voucher
 from unisono.types import EvmAddress, LayerRange, NodeId, SessionId
 from unisono.wire.link import Link
@@ -45,6 +49,8 @@ class _Payer:
     voucher: bytes
     state: ChannelState
     redeemed: int = 0
+    owner: NodeId | None = None
+    """The gateway that showed a voucher of the payer last: anybody can name an address."""
     grow: dict[SessionId, Callable[[int], None]] = field(
         default_factory=dict[SessionId, Callable[[int], None]]
     )
@@ -62,35 +68,48 @@ class Till:
         layer_count: int,
         *,
         window: int = 64,
-        stake: int = 0,
+        operator: EvmAddress | None = None,
         tier: int = 0,
         worth: int = 10_000,
+        window_seconds: int = WINDOW_SECONDS,
     ) -> None:
-        """`layer_count` is the whole model's; `worth`: units from which redeeming pays for its
-        transaction."""
+        """`layer_count` is the whole model's; `window_seconds`: over which service levels are
+        promised; `operator`: whose stake answers for the node, if it
+        is not the payee; `worth`: units from which redeeming pays for its transaction."""
         self._payee = payee
         self._channels = channels
         self._books = books
         self._clock = clock
         self._layer_count = layer_count
         self._worth = worth
+        self.credits = Credits(books, clock, window_seconds)
         self._prices: list[tuple[float, tuple[int, int]]] = []
         """(until when, prices), newest last; the newest has no end."""
         self._payers: dict[NodeId, _Payer] = {}
-        self._bound: dict[EvmAddress, NodeId] = {}
+        self._places: dict[Place, _Payer] = {}
+        """The same by channel: gateways that name one payer share its account."""
         self._sessions: dict[SessionId, tuple[NodeId, EvmAddress, Open, Callable[[int], None]]] = {}
         self._joining: dict[NodeId, asyncio.Task[None]] = {}
         self._waiting: dict[NodeId, list[tuple[Link, Pay]]] = {}
         self.window = window
         """See `execution.credit.Till.window`."""
         domain = channels.domain
-        self.terms = Terms(payee, domain.chain_id, domain.contract, stake, tier, window)
+        self.terms = Terms(payee, domain.chain_id, domain.contract, 0, tier, window, operator)
         """What the node's record says."""
 
     @property
     def prices(self) -> tuple[int, int]:
         """What is asked now, per million tokens read and written."""
         return self._prices[-1][1] if self._prices else (0, 0)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a price was told yet."""
+        return bool(self._prices)
+
+    def staked(self, amount: int) -> None:
+        """Tell this stake from now on."""
+        self.terms = msgspec.structs.replace(self.terms, stake=amount)
 
     def ask(self, price_in: int, price_out: int) -> None:
         """Ask these prices from now on. Earlier ones are honoured for `PRICES_HONOURED`."""
@@ -120,9 +139,10 @@ class Till:
             payer = parse_address(agreed.payer)
         except ConfigurationError as error:
             raise PeerRefused(str(error), "malformed") from error
-        bound = self._bound.get(payer, peer)
-        if bound != peer:
-            raise PeerRefused("another gateway pays with this address", "payer_bound")
+        for known in self._places.values():
+            paying = any(stay.paid for stay in known.account.stays.values())
+            if known.channel.payer == payer and known.owner not in (None, peer) and paying:
+                raise PeerRefused("another gateway pays with this address now", "payer_bound")
         self._sessions[opened.session] = peer, payer, opened, grow
         known = self._payers.get(peer)
         if known is not None and known.channel.payer == payer:
@@ -155,14 +175,37 @@ class Till:
     def _end(self, session: SessionId, tokens: int | None) -> None:
         entry = self._sessions.pop(session, None)
         known = None if entry is None else self._payers.get(entry[0])
-        if known is None or session not in known.account.stays:
+        if entry is None or known is None or session not in known.account.stays:
             return
         known.grow.pop(session, None)
         if tokens is None:
             known.account.drop(session)
         else:
             known.account.finish(session, tokens)
-        self._save(known)
+        if known.owner is not None:
+            self._save(known)
+        elif not known.account.stays:
+            self._forget(known)
+
+    async def credit(self, peer: NodeId, payer: EvmAddress, window: int, share: int) -> int:
+        """Give a gateway this share, in thousandths, of what it paid in a window back, unless that
+        was done. Returns the units that it got for the window, all told.
+
+        Raises:
+            PeerRefused: it paid nothing in that window.
+            SettlementError: the chain is away.
+        """
+        domain = self._channels.domain
+        paid = self.credits.place_of(peer, payer, self._payee, window)
+        if paid is None or (paid.chain, paid.contract) != (domain.chain_id, domain.contract):
+            raise PeerRefused("nothing was paid in that window", "credit_unpaid")
+        known = self._payers.get(peer)
+        if known is None or known.place != paid:
+            known = self._know(peer, payer, await self._channels.state(payer, self._payee))
+            if known.place != paid:
+                raise PeerRefused("the channel of that window is closed", "credit_unpaid")
+        units = credit(self.credits.paid(known.place, peer, window), share)
+        return self.credits.grant(known.place, known.account, known.voucher, peer, window, units)
 
     def _enter(self, known: _Payer, opened: Open, grow: Callable[[int], None]) -> None:
         agreed = opened.agreed
@@ -184,9 +227,12 @@ class Till:
                 accept(known.channel, voucher)
                 account.promised = voucher.cumulative
                 known.voucher = pay.voucher
+                known.owner = link.peer
                 self._narrow(known)
         except VoucherRefused as refusal:
-            if refusal.code in ("replayed", "reordered"):
+            older = refusal.code in ("replayed", "reordered")
+            if older and self._is_signed(known, pay.voucher):
+                known.owner = link.peer
                 link.post(Held(pay.session, known.voucher))
                 return True
             if not last and refusal.code in ("overdrawn", "closed_epoch"):
@@ -194,13 +240,29 @@ class Till:
             log.warning("gateway %s…: %s", link.peer[:8], refusal)
             link.post(Refused(f"voucher_{refusal.code}", str(refusal)[:1024], pay.session))
             return True
-        if account.reserve(pay.session, pay.positions):
+        # the last voucher itself, shown again, is known to the payer and to this node alone
+        if pay.voucher and pay.voucher == known.voucher:
+            known.owner = link.peer
+        if known.owner == link.peer and account.reserve(pay.session, pay.positions):
             self._save(known)
             known.grow[pay.session](pay.positions)
         else:
             lacking = account.lacking(pay.session, pay.positions)
             link.post(Refused("unpaid", f"{lacking} units are lacking for that", pay.session))
         return True
+
+    def _is_signed(self, known: _Payer, data: bytes) -> bool:
+        """Whether the payer signed a voucher that promises no more than the last one."""
+        try:
+            accept(replace(known.channel, accepted=0), decode_voucher(data))
+        except VoucherRefused:
+            return False
+        return True
+
+    def _forget(self, known: _Payer) -> None:
+        """Nobody showed that this payer is theirs."""
+        self._places.pop(known.place, None)
+        self._payers = {peer: each for peer, each in self._payers.items() if each is not known}
 
     def _narrow(self, known: _Payer) -> None:
         """The channel as the next voucher is held against it."""
@@ -242,13 +304,13 @@ class Till:
         place = Place("payee", domain.chain_id, domain.contract, payer, self._payee, state.epoch)
         known = self._payers.get(peer)
         if known is None or known.place != place:
-            if known is None and len(self._payers) >= MAX_PAYERS:
+            if len(self._payers) >= MAX_PAYERS and known is None:
                 raise SettlementError(f"{MAX_PAYERS} payers are known: no more are taken")
-            account, voucher = self._books.load(place)
-            channel = Channel(domain, payer, self._payee, state.epoch, 0)
-            known = _Payer(place, channel, account, voucher, state)
-            self._payers[peer] = known
-            self._bound[payer] = peer
+            if place not in self._places:
+                account, voucher = self._books.load(place)
+                channel = Channel(domain, payer, self._payee, state.epoch, 0)
+                self._places[place] = _Payer(place, channel, account, voucher, state)
+            known = self._payers[peer] = self._places[place]
             for owner, address, opened, grow in tuple(self._sessions.values()):
                 if owner == peer and address == payer:
                     self._enter(known, opened, grow)
