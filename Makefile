@@ -5,7 +5,7 @@ NODES ?= 3
 BIN := .venv/bin
 export PROMPT  # reaches the shell as a variable: quotes in it do no harm
 
-.PHONY: install dev run test test-slow test-anvil lint clean
+.PHONY: install dev run test test-slow test-nightly test-anvil lint clean
 
 .venv/installed: pyproject.toml setup.py constraints.txt $(wildcard src/unisono/native/cpp/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -30,6 +30,10 @@ test: .venv/installed-dev  ## the tests that a developer runs by habit
 
 test-slow: .venv/installed-dev  ## the tests with the real model and real processes
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-nightly: .venv/installed-dev  ## 10,000 random sequences of every contract that holds coins: hours
+	@UNISONO_SEQUENCES=10000 $(BIN)/python -m pytest tests/settlement/test_conservation.py \
+	  tests/settlement/test_court_money.py tests/settlement/test_committee_conservation.py $(ARGS)
 
 ANVIL := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/unisono/anvil
 test-anvil: .venv/installed-dev  ## the tests of settlement on anvil, which npm fetches

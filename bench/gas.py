@@ -20,6 +20,7 @@ from eth_account import Account
 from eth_tester import EthereumTester, PyEVMBackend
 from web3 import EthereumTesterProvider, HTTPProvider, Web3
 
+from bench.gas_committee import committee
 from bench.gas_court import court
 from bench.machine import publish
 from unisono.settlement.artifacts import artifact
@@ -188,7 +189,7 @@ def _registry(chain: Chain, registry: Any, operator: SettlementKey) -> None:
     chain.call(name, judge, registry, "publish", *roots, parameters)
 
 
-PARTS: list[Callable[[Chain], None]] = [money, court]
+PARTS: list[Callable[[Chain], None]] = [money, court, committee]
 """What is measured, each on a chain where the others ran before."""
 
 

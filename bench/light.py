@@ -96,6 +96,7 @@ def receipt_of(trace: Trace, model: ModelId, tokens: list[int], prompt: int) -> 
         rows_out=trace.rows_out,
         out_tags=b"",
         tokens=tokens_root(tokens[prompt:]),
+        epoch=0,
     ).signed_by(KEY)
     return Receipt(
         version=1,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bench.load import Load, load
+from bench.overhead import served
 from unisono.execution import engine as engine_module
 from unisono.execution.engine import Engine
 from unisono.models.catalog import DEFAULT_MODEL
@@ -122,12 +123,10 @@ class _Borrowed:
 
 
 def http_load(streams: int, tokens: int, threads: int) -> Load:
-    """Greedy answers through a gateway and one node, as any client gets them."""
-    from unisono.cli.local_network import LocalSettings, running
-
+    """Greedy answers through a gateway and one node, as any client gets them: each in a process
+    of its own, as is the client."""
     prompts = [f"The sea is wide, and its island number {n}" for n in range(streams)]
-    settings = LocalSettings(model=stored(), nodes=1, threads=threads)
-    with running(settings, lambda _line: None) as network:
-        url = f"{network.url}/v1"
+    with served(stored().id, threads) as at:
+        url = f"http://{at.host}:{at.port}/v1"
         asyncio.run(load(url, 1, 4, prompts, DEFAULT_MODEL))
         return asyncio.run(load(url, streams, tokens, prompts, DEFAULT_MODEL))

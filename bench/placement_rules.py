@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from unisono.routing.placement.blocks import even_blocks, vacancy
+from unisono.routing.placement.blocks import even_blocks
 from unisono.routing.placement.fleet import Fleet, Floats
 from unisono.types import LayerRange
 
@@ -73,10 +74,19 @@ def even_split(fleet: Fleet, parts: int) -> Held:
         if fleet.whole[i]:
             held[i] = fleet.model.whole
         elif len(fitting) == len(blocks):
-            held[i] = vacancy(blocks, held.values())
+            held[i] = _rarest(blocks, held.values())
         elif fitting:
-            held[i] = vacancy(fitting, held.values())
+            held[i] = _rarest(fitting, held.values())
     return held
+
+
+def _rarest(blocks: Sequence[LayerRange], held: Iterable[LayerRange]) -> LayerRange:
+    """The block with the fewest holders, the first of them."""
+    counts = dict.fromkeys(blocks, 0)
+    for layers in held:
+        if layers in counts:
+            counts[layers] += 1
+    return min(blocks, key=lambda block: counts[block])
 
 
 def routed(fleet: Fleet, held: Held) -> float:

@@ -15,8 +15,8 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
 
 
-def the_line(result: Result) -> str:
-    assert result.exit_code == 1
+def the_line(result: Result, exit_code: int = 1) -> str:
+    assert result.exit_code == exit_code
     assert result.stdout == ""
     (line,) = result.stderr.strip().splitlines()
     return line
@@ -44,13 +44,13 @@ def test_a_network_of_another_transport_is_named() -> None:
 
 
 def test_a_missing_receipt_is_named(tmp_path: Path) -> None:
-    assert "nowhere.json" in the_line(run("verify", str(tmp_path / "nowhere.json")))
+    assert "nowhere.json" in the_line(run("verify", str(tmp_path / "nowhere.json")), 2)
 
 
 def test_what_is_no_receipt_is_said_so(tmp_path: Path) -> None:
     path = tmp_path / "receipt.json"
     path.write_text('{"version": 1}')
-    assert "not a receipt" in the_line(run("verify", str(path)))
+    assert "not a receipt" in the_line(run("verify", str(path)), 2)
 
 
 def test_an_unreachable_gateway_is_named() -> None:
@@ -69,3 +69,14 @@ def test_an_unknown_stored_model_is_named() -> None:
 
 def test_an_answer_cannot_steer_the_terminal() -> None:
     assert printable("a\x1b[2Jb\r\n\tc\x9b5md\x7f") == "a[2Jb\n\tc5md"
+
+
+@pytest.mark.parametrize("models", ["a", "a,,b", ",", ",".join("abcdefghi")])
+def test_models_that_are_no_ensemble_are_refused(models: str) -> None:
+    line = the_line(run("run", "text", "--ensemble", models))
+    assert "expected 2 to 8 models with commas between them" in line
+
+
+def test_an_ensemble_has_no_quorum() -> None:
+    line = the_line(run("run", "text", "--ensemble", "a,b", "--quorum", "3"))
+    assert "choose one of them" in line

@@ -82,12 +82,14 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Lets the verb find this map and readiness at any gateway."""
     original = httpx.Client
 
-    def served(shown: Any, ready: int = 200, message: str = "ready\n") -> None:
+    def served(shown: Any, ready: int = 200, message: str = "ready\n", sla: Any = None) -> None:
         def answer(request: httpx.Request) -> httpx.Response:
             if request.url.path == "/readyz":
                 return httpx.Response(ready, text=message)
             if isinstance(shown, Exception):
                 raise shown
+            if request.url.path == "/v1/sla":
+                return httpx.Response(404 if sla is None else 200, json=sla or {})
             return httpx.Response(200, json=shown)
 
         monkeypatch.setattr(
@@ -122,6 +124,44 @@ def test_the_map_shows_nodes_links_coverage_and_availability(serve: Serve) -> No
     assert lines[-1] == "no live node holds layers 12:14 of 'gemma'"
     assert "\x1b[2J" not in done.stdout
     assert "price" not in done.stdout
+
+
+def levels(**changes: Any) -> dict[str, Any]:
+    return {
+        "uptime": 987,
+        "least_uptime": 950,
+        "kept": 2,
+        "credits": 1_200,
+        "refused": 1,
+        "nodes": [{}, {}, {}],
+        "gateway": [{"availability": 999, "answered": 1_234, "failed": 1}],
+        **changes,
+    }
+
+
+def test_service_levels_are_one_line(serve: Serve) -> None:
+    serve(network(), sla=levels())
+    lines = " ".join(run().stdout.split())
+    assert (
+        "service levels uptime 98.7% (least 95.0%), 2 of 3 nodes keep theirs; this gateway 99.9%, "
+        "1,234 of 1,235 answers; 0.001200 came back; 1 credits refused"
+    ) in lines
+    quiet = levels(uptime=None, credits=0, refused=0, gateway=[])
+    serve(network(), sla=quiet)
+    assert "service levels\n" in run().stdout
+    serve(network())
+    assert "service levels" not in run().stdout
+    assert json.loads(run("--json").stdout)["sla"] is None
+
+
+def test_convicted_nodes_are_named_with_the_reason(serve: Serve) -> None:
+    culprit = network()["data"][0]["node"]
+    found = {"node": culprit, "epoch": 7, "kind": "rows_out", "message": "computed other rows"}
+    serve(network(convicted=[found]))
+    lines = run().stdout.splitlines()
+    assert any(culprit[:12] in each and each.rstrip().endswith("convicted") for each in lines)
+    assert any("computed other rows" in each for each in lines)
+    assert json.loads(run("--json").stdout)["convicted"] == [found]
 
 
 def test_json_has_everything(serve: Serve) -> None:

@@ -321,6 +321,28 @@ async def test_a_step_that_nobody_waits_for_any_more_is_left_out(tiny_models: Ti
         assert cache.length == 0
 
 
+async def test_steps_of_one_turn_of_the_loop_share_a_pass(tiny_models: TinyModels) -> None:
+    async with engine_of(tiny_models.llama) as engine:
+        for count in (1, 5, 24):
+            engine.passes.clear()
+            caches = [engine.decoder.new_cache(1) for _ in range(count)]
+            await asyncio.gather(*(engine.step(cache, 0, (1,)) for cache in caches))
+            assert engine.passes == [count]
+
+
+async def test_a_step_of_a_session_that_is_closed_in_the_same_turn_does_not_run(
+    tiny_models: TinyModels,
+) -> None:
+    async with engine_of(tiny_models.llama) as engine:
+        cache = engine.decoder.new_cache(1)
+        step = asyncio.ensure_future(engine.step(cache, 0, (1,)))
+        asyncio.get_running_loop().call_soon(engine.release, cache)
+        engine.may_go.clear()
+        with pytest.raises(UnisonoError, match="the session was closed"):
+            await asyncio.wait_for(step, 10)
+        assert not engine.passes
+
+
 async def test_closing_lets_no_step_wait_forever(tiny_models: TinyModels) -> None:
     engine = Watched(honest(tiny_models.llama, ALL))
     engine.may_go.clear()

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.execution.test_session import NODE, session
 from unisono.clock import VirtualClock
-from unisono.errors import PeerRefused
+from unisono.errors import ConfigurationError, PeerRefused
 from unisono.execution.signed import SignedClaims
 from unisono.wire.claims import EPOCH_SECONDS, epoch_at, row_hash
 
@@ -37,3 +39,30 @@ def test_what_is_not_computed_is_not_remembered() -> None:
         signed.sign(hop, 3)
     assert refusal.value.code == "not_computed"
     assert hop.id not in signed
+
+
+async def test_a_node_that_starts_again_signs_nothing_in_an_epoch_in_which_it_signed(
+    tmp_path: Path,
+) -> None:
+    clock, last = VirtualClock(), tmp_path / "node.key.epoch"
+    before = SignedClaims(NODE, clock, last=last)
+    assert before.wait == 0
+    again = SignedClaims(NODE, clock, last=last)  # it had signed nothing
+    assert again.wait == 0
+    before.sign(session(1, computed=6), 2)
+    assert last.read_text() == f"{epoch_at(clock.now())}\n"
+    again = SignedClaims(NODE, clock, last=last)
+    assert 0 < again.wait <= EPOCH_SECONDS
+    with pytest.raises(PeerRefused) as refusal:
+        again.sign(session(1, computed=6), 3)
+    assert refusal.value.code == "not_ready"
+    await clock.advance(again.wait)
+    assert again.wait == 0
+    assert again.sign(session(1, computed=6), 3).epoch == epoch_at(clock.now())
+
+
+def test_a_damaged_note_is_said(tmp_path: Path) -> None:
+    last = tmp_path / "epoch"
+    last.write_text("soon")
+    with pytest.raises(ConfigurationError, match="wait for two epochs"):
+        SignedClaims(NODE, VirtualClock(), last=last)

@@ -242,6 +242,7 @@ class ScriptedNetwork:
             rows_out="11" * 32,
             out_tags=b"",
             tokens=tokens_root(answer) if hop == len(self.hops) - 1 else "",
+            epoch=0,
         )
         signature = identity.sign(unsigned.signed_bytes())
         return HopClaim(**{**_fields(unsigned), "signature": signature})

@@ -15,7 +15,8 @@ from tests.routing.test_swarm import killer
 from tests.scenarios.network import Answered, TinyNetwork, TinyNode, request_for, tiny_network
 from unisono.errors import AnswerInterrupted, PeerCheating, PeerGone, WireError
 from unisono.execution.worker import Worker
-from unisono.routing.chain import Chain, HopLost, HopRefused
+from unisono.routing.chain import Chain
+from unisono.routing.replies import HopLost, HopRefused
 from unisono.types import (
     GenerationRequest,
     LayerRange,
@@ -208,6 +209,17 @@ async def test_a_hop_that_is_lost_while_the_chain_opens_is_noticed_at_once() -> 
         async with asyncio.timeout(2):
             await world.chain.open()
     assert lost.value.node == world[1].peer
+
+
+async def test_a_listener_hears_what_waited_and_then_everything_at_once() -> None:
+    world = await opened(2)
+    world.say_tokens(1, 4, 5)
+    heard: list[object] = []
+    world.chain.listen(heard.append)
+    world.say_tokens(1, 5, 6, 7)
+    assert [event.token for event in heard if isinstance(event, SampledToken)] == [5, 6, 7]
+    world[0].lose()
+    assert isinstance(heard[-1], HopLost)
 
 
 async def test_tokens_come_in_order_once_and_from_the_last_hop_only() -> None:

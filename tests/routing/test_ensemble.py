@@ -14,19 +14,18 @@ from tests.conftest import TinyModels
 from tests.scenarios.network import (
     SAMPLINGS,
     TinyNetwork,
-    cheat,
     honest,
     request_for,
     tiny_network,
     with_sampling,
 )
 from unisono.errors import AnswerInterrupted, CoverageMissing
-from unisono.models.decoder import Choice, Draw, Rows, Segment
+from unisono.models.decoder import Choice, Decoder, Draw, Rows, Segment
 from unisono.models.store import StoredModel
-from unisono.models.torch_decoder import TorchDecoder
 from unisono.numerics.scalar.ensemble import choose_jointly, distribution
 from unisono.routing.ensemble import EnsembleAnswer
 from unisono.types import Distribution, GenerationRequest, LayerRange
+from unisono.verification.adversaries.computing import Dishonest
 from unisono.wire.claims import HopClaim, tokens_root
 from unisono.wire.ensemble import distribution_hash, distributions_root
 
@@ -165,18 +164,23 @@ async def test_a_lost_hop_is_replaced_and_the_tokens_and_distributions_stay(
             assert found.of(model)[-1].distributions == root
 
 
-class OtherWord(TorchDecoder):
+class OtherWord(Dishonest):
     """Tells a distribution that its rows do not give."""
 
     def choose(self, rows: Rows, draws: Sequence[tuple[int, int, Draw]]) -> list[Choice]:
         return [self._altered(choice) for choice in super().choose(rows, draws)]
 
-    def _altered(self, choice: Choice) -> Choice:
+    @staticmethod
+    def _altered(choice: Choice) -> Choice:
         said = choice.distribution
         if said is None:
             return choice
         ids = (said.ids[-1], *said.ids[1:-1], said.ids[0])
         return replace(choice, distribution=msgspec.structs.replace(said, ids=ids))
+
+
+def other_word(model: StoredModel, layers: LayerRange, kv_bytes: int) -> Decoder:
+    return OtherWord(honest(model, layers, kv_bytes))
 
 
 async def test_a_model_that_tells_another_distribution_changes_the_answer_and_signs_for_it(
@@ -185,7 +189,7 @@ async def test_a_model_that_tells_another_distribution_changes_the_answer_and_si
     models = (tiny_models.llama, tiny_models.gemma)
     request = together(models)
     tokens, said = computed(models, request)
-    make = {1: cheat(OtherWord)}
+    make = {1: other_word}
     async with tiny_network(models[0], 1, others=[(models[1], 1)], make=make) as net:
         found = await given(net, request)
         assert found.tokens != tokens

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from bench.choices import by_best_path
 from bench.fleet import Fleet, Machine
 from bench.paths import CHOOSERS, CONTINENTS, LOADS, figures
 from bench.traffic import Traffic, offered
 
-from unisono.routing.reputation import HALF_LIFE
+from unisono.routing.reputation import HALF_LIFE, believed
 from unisono.types import LayerRange
 
 LAYERS = 26
@@ -96,11 +97,13 @@ def test_a_block_of_a_chain_that_is_slower_than_it_says_is_told_from_the_others(
     liar = replace(half, layers=back, step=0.024, row=0.0006, says_step=0.003, joins=30.0)
     machines = [half] * 3 + [replace(half, layers=back)] * 3 + [liar]
     fleet = watched(machines, minutes=2.5)
-    reputation = fleet.gateways[0].experience.reputation
-    scores = [reputation.score(n.record()) for n in fleet.nodes.values()]
+    records = [n.record() for n in fleet.nodes.values()]
+    judged = fleet.gateways[0].experience.reputation.judge(records)
+    said = np.array([r.step_us * 1e-6 / r.layers.count for r in records])
+    kept = said / believed(judged.decode, judged.decode_samples, said)
     assert shares(fleet, {list(fleet.nodes)[-1]}, 30, 90) > 0
     assert shares(fleet, {list(fleet.nodes)[-1]}, 90, 150) < 0.02
-    assert scores[-1] < 0.3 < 0.7 < min(scores[:-1])
+    assert kept[-1] < 0.3 < 0.7 < min(kept[:-1])
 
 
 def test_a_liar_that_mends_its_ways_comes_back_slowly() -> None:

@@ -51,17 +51,14 @@ def test_the_gateways_own_links_are_measured_or_else_estimated() -> None:
     assert links.time(there, None, 1_250_000) == pytest.approx(0.115)
 
 
-def test_round_trips_follow_measurements_and_outliers_widen_what_is_late() -> None:
+def test_round_trips_follow_measurements_slowly() -> None:
     there = record(0, 0, 1)
     links = Links()
-    assert links.late(there) == 2 * DEFAULT_ROUND_TRIP
     for _ in range(100):
         links.pinged(there.node, 0.020)
     assert links.round_trip(there) == pytest.approx(0.020)
-    assert links.late(there) == pytest.approx(0.020, rel=1e-3)
     links.pinged(there.node, 0.100)
     assert links.round_trip(there) == pytest.approx(0.030)
-    assert links.late(there) > 0.100
 
 
 def test_the_smoothing_is_that_of_rfc_6298() -> None:
@@ -74,14 +71,11 @@ def test_times_that_no_clock_gives_are_ignored() -> None:
     links = Links()
     for seconds in (-1.0, float("nan"), float("inf")):
         links.pinged(KEYS[0].node_id, seconds)
-        links.carried(KEYS[0].node_id, 100, 0.0)
     assert links.measured(KEYS[0].node_id) is None
-    assert links.bandwidth(record(0, 0, 1, bandwidth=1000)) == 1000
 
 
-def test_measured_bandwidth_counts_where_a_record_says_otherwise() -> None:
-    links, sender = Links(), record(0, 0, 1, bandwidth=10**9)
-    links.carried(sender.node, 1_000_000, 1.0)
+def test_a_node_sends_as_fast_as_its_record_says() -> None:
+    links, sender = Links(), record(0, 0, 1, bandwidth=1_000_000)
     assert links.bandwidth(sender) == 1_000_000
     assert links.time(sender, None, 500_000) == pytest.approx(DEFAULT_ROUND_TRIP / 2 + 0.5)
 

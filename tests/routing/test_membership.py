@@ -332,7 +332,6 @@ def test_a_member_keeps_the_smallest_part_of_a_large_network_that_its_view_allow
     wider = region_of(members.key, members.depth - 1)
     assert sum(contains(wider, node_key(r.node)) for r in RECORDS) > 32
     assert members.refused["outside"] > 0
-    assert members.estimated_size == pytest.approx(120, rel=0.6)
 
 
 def test_a_small_network_is_known_to_everyone() -> None:

@@ -124,7 +124,6 @@ def test_a_node_that_fails_now_and_then_is_worse_than_one_that_never_does() -> N
         reputation.saw(shaky, Deed.FAILED if number % 10 == 9 else Deed.COMPLETED)
     assert reputation.odds(steady.node) < reputation.odds(KEYS[3].node_id)
     assert reputation.odds(steady.node) < reputation.odds(shaky.node) < 1
-    assert reputation.score(shaky) < reputation.score(steady) > 0.99
 
 
 @given(st.lists(st.floats(0.001, 1.0), min_size=1, max_size=40), st.floats(0.001, 1.0))
@@ -151,14 +150,6 @@ async def test_measured_speed_replaces_the_advertised_one_and_fades_into_it_agai
     assert pace(reputation, 0.0) == pytest.approx(0.008)
     await clock.advance(10 * HALF_LIFE)
     assert pace(reputation, 0.002) == pytest.approx(0.002, rel=0.03)
-
-
-def test_the_score_of_a_boaster_is_the_share_of_its_speed_that_it_has() -> None:
-    reputation = Reputation(VirtualClock())
-    for _ in range(20):
-        reputation.saw(NODE, Deed.COMPLETED)
-        reputation.decoded(NODE.node, 0.008)  # 2 ms per layer is what it says
-    assert reputation.score(NODE) == pytest.approx(0.25, rel=0.02)
 
 
 def test_times_that_no_node_has_are_ignored() -> None:
@@ -188,7 +179,6 @@ async def test_a_conviction_lasts_whatever_else_is_seen_and_fades() -> None:
     assert reputation.convicted(NODE.node)
     assert reputation.barred(NODE)
     assert reputation.banned(NODE)
-    assert reputation.score(NODE) == 0
     await clock.advance(GUILT_HALF_LIFE - 1)
     assert reputation.barred(NODE)
     await clock.advance(2)

@@ -82,9 +82,15 @@ class PaidNetwork:
     """Use `paid_network`."""
 
     def __init__(
-        self, folder: Path, model: StoredModel, store: ModelStore, nodes: int, window: int
+        self,
+        folder: Path,
+        model: StoredModel,
+        store: ModelStore,
+        nodes: int,
+        window: int,
+        stake: int = 0,
     ) -> None:
-        self.folder, self.model, self.window = folder, model, window
+        self.folder, self.model, self.window, self.stake = folder, model, window, stake
         self.chain = LocalChain(folder / "chain")
         self.http_port = free_port()
         self.url = f"http://127.0.0.1:{self.http_port}"
@@ -101,6 +107,7 @@ class PaidNetwork:
                 "node",
                 *("--layers", f"{layers.start}:{layers.stop}", "--threads", 1),
                 *("--price-in", PRICE_IN, "--price-out", PRICE_OUT, "--window", window),
+                *(("--stake", stake) if stake else ()),
             )
             for number, layers in enumerate(self.blocks)
         ]
@@ -122,6 +129,9 @@ class PaidNetwork:
         key = settlement_key(ChainSettings("", ""), self.gateway.identity)
         await self.chain.deploy(key)
         await self.chain.endow(key, key.address)
+        if self.stake:
+            for node in self.nodes:
+                await self.chain.endow(key, self.account(node))
         await self.launch(self.gateway)
         for node in self.nodes:
             await self.launch(node)
@@ -271,10 +281,16 @@ class PaidNetwork:
 
 @asynccontextmanager
 async def paid_network(
-    folder: Path, model: StoredModel, store: ModelStore, *, nodes: int = 2, window: int = 16
+    folder: Path,
+    model: StoredModel,
+    store: ModelStore,
+    *,
+    nodes: int = 2,
+    window: int = 16,
+    stake: int = 0,
 ) -> AsyncIterator[PaidNetwork]:
-    """It runs; nothing of it is left afterwards."""
-    made = PaidNetwork(folder, model, store, nodes, window)
+    """It runs; nothing of it is left afterwards. `stake`: coins that each node stakes."""
+    made = PaidNetwork(folder, model, store, nodes, window, stake)
     try:
         await made.start()
         yield made

@@ -128,3 +128,26 @@ async def test_nothing_is_lost_or_paid_twice_whatever_is_killed(
             assert charged - got <= bound, (delivered, charged, got)
             worst = max(worst, charged - got)
         print(f"{KILLS} kills, {broken} answers cut short, at most {worst} units lost per hop")
+
+
+async def test_a_gateway_goes_by_the_registry_about_stakes(
+    tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    async with paid_network(tmp_path, tiny_models.gemma, tiny_models.store, stake=4) as network:
+        totals = await network.totals()
+        assert set(totals.payees.values()) == {ALLOWANCE - 4_000_000}
+        await network.kill(network.gateway)
+        for least, status in ((4, 200), (5, 402)):
+            await network.launch(network.gateway, "--least-stake", str(least))
+            await network.ready()
+            body = {"model": network.model.name, "prompt": [7, 8, 9], "max_tokens": 4}
+            async with httpx.AsyncClient(base_url=network.url, timeout=30) as http:
+                for _ in range(50):  # until the stakes are read
+                    answer = await http.post("/v1/completions", json=body)
+                    if answer.status_code == status:
+                        break
+                    await asyncio.sleep(0.1)
+            assert answer.status_code == status, answer.text
+            await network.kill(network.gateway)
+        assert answer.json()["error"]["code"] == "offer_missing"
+        assert "a stake of 5.00 per hop" in answer.json()["error"]["message"]

@@ -152,8 +152,8 @@ def moved(before: State, logs: list[tuple[str, dict[str, Any]]]) -> tuple[State,
     raise AssertionError("no move was logged")
 
 
-def courtroom() -> Courtroom:
-    """All contracts of a court on a new chain."""
+def courtroom(games: int = RULES[1], judges: tuple[EvmAddress, ...] = ()) -> Courtroom:
+    """All contracts of a court on a new chain; `judges` are further ones of its registry."""
     evm = Evm()
     coin = evm.deploy(artifact("stablecoin"), DEPLOYER)
     tables = {name: deploy_table(evm, name) for name in ("exponentials", "logarithms", "cosines")}
@@ -165,10 +165,11 @@ def courtroom() -> Courtroom:
         artifact("steps_choice"), DEPLOYER, tables["exponentials"], tables["logarithms"]
     )
     referees = [x.address for x in (rows, attention, choice)]
-    place = evm.next_address(DEPLOYER, 2)
+    place, rules = evm.next_address(DEPLOYER, 2), (RULES[0], games, *RULES[2:])
     judge = evm.deploy(artifact("judge"), DEPLOYER, place, *referees)
-    registry = evm.deploy(artifact("registry"), DEPLOYER, coin.address, UNBOND_SECONDS, [place])
-    court = evm.deploy(artifact("court"), DEPLOYER, registry.address, judge.address, RULES)
+    judges = (place, evm.next_address(DEPLOYER, 2), *judges)  # the second may become a committee
+    registry = evm.deploy(artifact("registry"), DEPLOYER, coin.address, UNBOND_SECONDS, judges)
+    court = evm.deploy(artifact("court"), DEPLOYER, registry.address, judge.address, rules)
     assert court.address == place
     for person in (CHALLENGER, OTHER, OPERATOR.address):
         coin.send(DEPLOYER, "mint", person, COINS)

@@ -42,6 +42,7 @@ class Evm:
         )
         self._state = PragueState(AtomicDB(), self._context, BLANK_ROOT_HASH)
         self._nonces: dict[EvmAddress, int] = {}
+        self._hashes: list[bytes] = []
         self.done: Any = None
         """The last call, with its logs and gas."""
 
@@ -58,13 +59,26 @@ class Evm:
         self.time += seconds
         self._context._timestamp = self.time
 
-    def snapshot(self) -> tuple[Any, int, dict[EvmAddress, int]]:
-        """What `restore` brings back."""
-        return self._state.snapshot(), self.time, dict(self._nonces)
+    @property
+    def block(self) -> int:
+        """Number of the block that calls are in."""
+        return self._context.block_number
 
-    def restore(self, kept: tuple[Any, int, dict[EvmAddress, int]]) -> None:
+    def mine(self, *headers: bytes) -> None:
+        """Later calls are in the block after these, which are given by their headers (RLP)."""
+        self._hashes = [*(keccak(x) for x in reversed(headers)), *self._hashes][:256]
+        self._context._prev_hashes = self._hashes
+        self._context._block_number += len(headers)
+
+    def snapshot(self) -> tuple[Any, int, dict[EvmAddress, int], int, list[bytes]]:
+        """What `restore` brings back."""
+        nonces, block = dict(self._nonces), self._context.block_number
+        return self._state.snapshot(), self.time, nonces, block, self._hashes
+
+    def restore(self, kept: tuple[Any, int, dict[EvmAddress, int], int, list[bytes]]) -> None:
         """Undo all since a snapshot, which is used up by it."""
-        snapshot, time, nonces = kept
+        snapshot, time, nonces, self._context._block_number, self._hashes = kept
+        self._context._prev_hashes = self._hashes
         self._state.revert(snapshot)
         self._nonces = nonces
         self.pass_time(time - self.time)

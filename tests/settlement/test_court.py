@@ -23,7 +23,7 @@ from tests.settlement.courtroom import (
     courtroom,
     moved,
 )
-from tests.settlement.evm import Reverted
+from tests.settlement.evm import Reverted, account
 from tests.tiny_weights import FAMILIES
 from tests.verification.fraud import dispute
 from tests.verification.fraud.dispute import (
@@ -40,6 +40,7 @@ from unisono.settlement.advocates import PROVE, Appeal, Case, Defence, Prosecuti
 from unisono.settlement.claims import court_domain
 from unisono.settlement.eip712 import checksummed
 from unisono.settlement.signature import SettlementKey
+from unisono.types import EvmAddress
 from unisono.verification.fraud.holdings import Holdings, Signed
 from unisono.verification.fraud.operators import step_types
 from unisono.verification.fraud.parties import Challenger, Defender, Target
@@ -297,6 +298,13 @@ def test_openings_that_do_not_fit_convict_nobody(court: Courtroom) -> None:
     for wrong in (data[:-1], data + b"\0", bytes((data[0] ^ 1,)) + data[1:], b""):
         with pytest.raises(Reverted):
             court.send(OPERATOR.address, good._replace(arguments=(*head, parts, wrong)))
+    inputs, p = head[4], head[5]
+    assert isinstance(inputs, tuple)
+    assert isinstance(p, tuple)
+    assert inputs
+    moved_words = [*head[:4], (), (*inputs, *p), parts, data]
+    with pytest.raises(Reverted, match="another number of inputs"):
+        court.send(OPERATOR.address, good._replace(arguments=tuple(moved_words)))
     head[4] = (*head[4][:-1], 0) if head[4] else (0,)  # type: ignore[index]
     with pytest.raises(Reverted, match="another tensor"):
         court.send(OPERATOR.address, good._replace(arguments=(*head, parts, data)))
@@ -323,35 +331,129 @@ def test_an_advocate_goes_on_from_what_the_chain_logged(court: Courtroom) -> Non
     cheat_is_slashed(court, case, state)
 
 
+def rich(court: Courtroom, *numbers: int) -> list[EvmAddress]:
+    """People with coins, which the court may take."""
+    people = [account(n) for n in numbers]
+    for person in people:
+        court.coin.send(court.coin.view("minter"), "mint", person, COINS)
+        court.coin.send(person, "approve", court.court.address, COINS)
+    return people
+
+
 def test_games_about_one_claim_cost_more_and_more_and_end_with_it(court: Courtroom) -> None:
     answer, cell = answer_of("llama"), Cell(1, 6)
     liar = lying_holdings(answer, cell, one_element("query", 3))
     case = court.case(answer)
     court.enrol(case)
-    second = court.open(case, OTHER)
-    assert second.bond == BOND
+    first = court.open(case, OTHER)
+    assert first.bond == BOND
     with pytest.raises(Reverted, match="challenged already"):
         court.open(case, OTHER)
     state = court.play(case, *sides(case, answer, liar, (cell, "query")))
     assert state.bond == 2 * BOND
-    cheat_is_slashed(court, case, state)
-    court.settle(case, second)
-    assert court.balance(OTHER) == COINS
+    court.settle(case, state)
+    # who came first and who proved it share what a challenger gets
+    assert court.balance(CHALLENGER) == court.balance(OTHER) + BOND == COINS + PENALTY // 4
+    assert court.stake(case.claim.node)[0] == STAKE - PENALTY
+    logs = court.send(OTHER, case.settling(first))
+    assert [(name, e["amount"]) for name, e in logs if name == "Settled"] == [("Settled", 0)]
+    assert court.balance(OTHER) == COINS + PENALTY // 4
     with pytest.raises(Reverted, match="convicted already"):
         court.open(case, OPERATOR.address)
 
 
-def test_no_more_games_than_allowed_are_open_about_one_claim(court: Courtroom) -> None:
+def test_a_crowd_keeps_nobody_out_and_makes_its_own_games_dear(court: Courtroom) -> None:
     case = court.case(answer_of("llama"))
     court.enrol(case)
-    people = [checksummed(bytes(19) + bytes((n,))) for n in (21, 22, 23, 24)]
-    for person in people:
-        court.coin.send(court.coin.view("minter"), "mint", person, COINS)
-        court.coin.send(person, "approve", court.court.address, COINS)
-    for person in people[:3]:
-        court.open(case, person)
-    with pytest.raises(Reverted, match="too many games"):
-        court.open(case, people[3])
+    bonds = [court.open(case, person).bond for person in rich(court, 21, 22, 23, 24, 25, 26)]
+    assert bonds == [1_000, 2_000, 3_000, 5_333, 8_333, 12_000]
+
+
+def test_an_accomplice_does_not_rob_the_first_challenger(court: Courtroom) -> None:
+    case = court.case(answer_of("llama"))
+    court.enrol(case)
+    court.open(case)
+    sham = court.open(case, OTHER)
+    court.evm.pass_time(MOVE_SECONDS + 1)
+    court.settle(case, sham)
+    assert court.balance(CHALLENGER) == COINS - BOND + PENALTY // 4
+    assert court.balance(OTHER) == COINS + PENALTY // 4
+
+
+def test_a_verdict_about_another_signer_of_the_same_words_changes_nothing(court: Courtroom) -> None:
+    answer, key = answer_of("llama"), SettlementKey(bytes(31) + b"\x09")
+    case = court.case(answer)
+    court.enrol(case)
+    (other,) = rich(court, int(key.address, 16))
+    court.coin.send(other, "approve", court.registry.address, COINS)
+    court.registry.send(other, "register", case.claim.node, b"\1" * 32, b"\2" * 32)
+    court.registry.send(other, "stake", case.claim.node, 1)
+    copied = replace(case, claim=case.claim.signed_by(key, court.domain))
+    sham = court.open(copied, OTHER)
+    court.evm.pass_time(MOVE_SECONDS + 1)
+    court.settle(copied, sham)
+    state = court.open(case)
+    assert state.bond == BOND
+    court.evm.pass_time(MOVE_SECONDS + 1)
+    court.settle(case, state)
+    assert court.stake(case.claim.node)[0] == STAKE - PENALTY
+
+
+def test_sham_disputes_do_not_shelter_a_stake(court: Courtroom) -> None:
+    answer = answer_of("llama")
+    shams = [court.case(answer, session=bytes((n,)) * 32, payer=OTHER) for n in (1, 2)]
+    case = court.case(answer)
+    court.enrol(case)
+    games = [court.open(sham, OTHER) for sham in shams]
+    court.registry.send(OPERATOR.address, "unbond", case.claim.node, STAKE)
+    assert court.stake(case.claim.node)[3] == STAKE
+    state = court.open(case)  # although nothing is free
+    for game in games:
+        court.send(OPERATOR.address, Appeal("commit", (game, bytes(32))))
+    assert court.court.view("queues", case.claim.node, OPERATOR.address) == (2, 0)
+    court.evm.pass_time(MOVE_SECONDS + 1)
+    court.settle(case, state)
+    assert court.stake(case.claim.node)[:2] == (0, STAKE)
+    assert court.court.view("queues", case.claim.node, OPERATOR.address) == (1, 0)
+
+
+def test_coins_of_a_dispute_that_ends_wait_for_the_claims_behind_it(court: Courtroom) -> None:
+    answer = answer_of("llama")
+    sham = court.case(answer, session=bytes(31) + b"\1", payer=OTHER)
+    rest = court.case(answer, session=bytes(31) + b"\2", payer=OTHER)
+    case = court.case(answer)
+    node = case.claim.node
+    court.enrol(case)
+    lost = court.play(sham, *sides(sham, answer, answer.honest, (Cell(1, 6), "mixed")))
+    court.open(rest, OTHER)
+    state = court.open(case)
+    court.registry.send(OPERATOR.address, "unbond", node, STAKE)
+    assert lost.challenger_lost
+    court.settle(sham, lost)
+    assert court.court.view("queues", node, OPERATOR.address) == (2, PENALTY)
+    court.evm.pass_time(7_201)
+    with pytest.raises(Reverted, match="locked"):
+        court.registry.send(OPERATOR.address, "withdraw", node)
+    court.settle(case, state)
+    assert court.stake(node)[:2] == (0, STAKE - PENALTY)
+    assert court.balance(CHALLENGER) >= COINS - BOND + PENALTY // 2
+
+
+def test_a_report_waits_for_disputes_that_hold_the_stake(court: Courtroom) -> None:
+    answer = answer_of("llama")
+    case, other = court.case(answer), court.case(answer, rows_out=bytes(32))
+    court.enrol(case)
+    sham = court.case(answer, session=bytes((1,)) * 32)
+    game = court.open(sham)
+    report = Appeal(
+        "equivocate", tuple(y for x in (case, other) for y in (x.claim.words(), x.claim.signature))
+    )
+    with pytest.raises(Reverted, match="report later"):
+        court.send(OTHER, report)
+    court.evm.pass_time(MOVE_SECONDS + 1)
+    court.settle(sham, game)
+    court.send(OTHER, report)  # the rest of the stake is all there is
+    assert court.stake(case.claim.node)[:2] == (0, 0)
 
 
 def test_two_claims_about_one_part_of_a_session_are_slashed(court: Courtroom) -> None:
@@ -377,6 +479,9 @@ def test_claims_of_two_sessions_or_signers_are_no_equivocation(court: Courtroom)
     a, b = ((x.claim.words(), x.claim.signature) for x in (case, other))
     with pytest.raises(Reverted, match="two sessions"):
         court.send(CHALLENGER, Appeal("equivocate", (*a, *b)))
+    later = court.case(answer_of("llama"), epoch=case.claim.epoch - 1, rows_out=bytes(32)).claim
+    with pytest.raises(Reverted, match="two epochs"):
+        court.send(CHALLENGER, Appeal("equivocate", (*a, later.words(), later.signature)))
     forged = replace(case.claim, rows_out=bytes(32)).signed_by(
         SettlementKey(bytes(31) + b"\x09"), court.domain
     )

@@ -1,24 +1,26 @@
-"""What best paths are compared with: walks that see room, and neither speed nor distance."""
+"""What best paths are compared with: rules that see room, and neither speed nor distance."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from unisono.errors import CapacityMissing, CoverageMissing
 from unisono.simulation.hardware import MODEL
-from unisono.simulation.policies import Walk
-from unisono.types import LayerRange, NodeId, PeerAddress
+from unisono.simulation.policies import Walk, fewest_hops
+from unisono.types import LayerRange, ModelId, NodeId, PeerAddress
 from unisono.wire.records import NodeRecord
 
 LAYERS = 6
 
 
-def record(number: int, start: int, stop: int, free: int = 100) -> NodeRecord:
+def record(number: int, start: int, stop: int, free: int = 100, sessions: int = 0) -> NodeRecord:
     node = NodeId(f"{number:064x}")
     return NodeRecord(
         node=node,
@@ -26,7 +28,7 @@ def record(number: int, start: int, stop: int, free: int = 100) -> NodeRecord:
         model=MODEL.model,
         layers=LayerRange(start, stop),
         free_positions=free,
-        sessions=0,
+        sessions=sessions,
         sequence=1,
         expires=1,
     )
@@ -77,3 +79,68 @@ def test_who_is_avoided_or_leaves_is_left_out() -> None:
     assert Walk(None)([first, second], LAYERS, 1, frozenset({first.node})) == (second,)
     with pytest.raises(CoverageMissing):
         Walk(None)([first], LAYERS, 1, frozenset({first.node}))
+
+
+def chains(records: Sequence[NodeRecord]) -> list[tuple[NodeRecord, ...]]:
+    """Every chain there is, by trying them all."""
+    found: list[tuple[NodeRecord, ...]] = []
+
+    def extend(chain: tuple[NodeRecord, ...], layer: int) -> None:
+        if layer == LAYERS:
+            found.append(chain)
+        for r in records:
+            if r.layers.start == layer and layer < r.layers.stop <= LAYERS:
+                extend((*chain, r), r.layers.stop)
+
+    extend((), 0)
+    return found
+
+
+# Few edges, so that most draws have several chains to choose from.
+edges = [(0, 2), (2, 3), (3, 6), (0, 3), (2, 6), (0, 6), (1, 6), (3, 7)]
+nodes = st.lists(
+    st.tuples(st.sampled_from(edges), st.sampled_from([1, 1, 1, 2, 0]), st.integers(0, 3)),
+    max_size=9,
+)
+
+
+@settings(max_examples=300)
+@given(nodes)
+def test_the_chain_with_the_fewest_hops_is_the_best_of_all_chains(
+    held: list[tuple[tuple[int, int], int, int]],
+) -> None:
+    records = [
+        record(i, *layers, free=10 * room, sessions=sessions)
+        for i, (layers, room, sessions) in enumerate(held)
+    ]
+    fitting = chains([r for r in records if r.free_positions >= 10])
+    if fitting:
+        got = fewest_hops(records, LAYERS, 10, frozenset())
+        assert got in fitting
+        best = min((len(c), max(r.sessions for r in c)) for c in fitting)
+        assert (len(got), max(r.sessions for r in got)) == best
+        assert got == fewest_hops(records[::-1], LAYERS, 10, frozenset())
+    else:
+        missing = CapacityMissing if chains(records) else CoverageMissing
+        with pytest.raises(missing):
+            fewest_hops(records, LAYERS, 10, frozenset())
+
+
+def test_fewer_hops_come_before_less_load() -> None:
+    whole = record(0, 0, LAYERS, sessions=9)
+    idle = [record(1, 0, 2), record(2, 2, LAYERS)]
+    assert fewest_hops([*idle, whole], LAYERS, 1, frozenset()) == (whole,)
+    busier = record(3, 0, LAYERS, sessions=10)
+    assert fewest_hops([busier, *idle, whole], LAYERS, 1, frozenset()) == (whole,)
+
+
+def test_nodes_to_avoid_and_nodes_without_layers_are_left_out() -> None:
+    whole = record(4, 0, LAYERS)
+    empty = replace(whole, model=ModelId(""), layers=LayerRange(0, 0))
+    halves = [record(2, 0, 2), record(3, 2, LAYERS)]
+    everybody = [empty, whole, *halves]
+    assert fewest_hops(everybody, LAYERS, 1, frozenset()) == (whole,)
+    avoiding = frozenset({whole.node})
+    assert fewest_hops(everybody, LAYERS, 1, avoiding) == tuple(halves)
+    with pytest.raises(CoverageMissing):
+        fewest_hops(everybody, LAYERS, 1, avoiding | {halves[1].node})

@@ -1,18 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from unisono.verification.conduct import (
     FAMILIAR,
     GRAVITY,
-    ROUTING_BLAME,
     SOUND_HALF_LIFE,
     STRANGER,
-    UNSOUND_HALF_LIFE,
+    Conduct,
+    Finding,
     after,
-    after_all,
-    excluded,
     fade,
     trust,
 )
@@ -24,9 +24,15 @@ histories = st.lists(
 ).map(sorted)
 
 
-def test_a_stranger_has_no_trust_and_nothing_against_it() -> None:
+def after_all(findings: Iterable[tuple[float, Finding]]) -> Conduct:
+    conduct = STRANGER
+    for at, finding in findings:
+        conduct = after(conduct, finding, at)
+    return conduct
+
+
+def test_a_stranger_has_no_trust() -> None:
     assert trust(STRANGER, 5.0) == 0.0
-    assert not excluded(STRANGER, 5.0)
 
 
 def test_trust_is_earned_by_verified_answers_and_fades() -> None:
@@ -35,22 +41,17 @@ def test_trust_is_earned_by_verified_answers_and_fades() -> None:
     assert trust(conduct, SOUND_HALF_LIFE) == 1 / 3
 
 
-def test_one_conviction_outweighs_any_past_for_months() -> None:
+def test_one_conviction_outweighs_any_past() -> None:
     conduct = after_all((0.0, "verified") for _ in range(5000))
     assert trust(conduct, 0.0) > 0.95
     guilty = after(conduct, "convicted", 0.0)
     assert trust(guilty, 0.0) < 0.5
-    assert excluded(guilty, 0.0)
-    assert excluded(guilty, 2 * UNSOUND_HALF_LIFE)
-    assert not excluded(guilty, 3 * UNSOUND_HALF_LIFE)
 
 
-def test_every_fault_that_can_be_proven_excludes_but_a_vote_against_the_many() -> None:
+def test_every_fault_that_can_be_proven_is_grave_but_a_vote_against_the_many() -> None:
     grave = PROVABLE - {"dissent"} | {"convicted", "false_challenge"}
-    for kind in grave:
-        assert excluded(after(STRANGER, kind, 0.0), 0.0)
-    for kind in GRAVITY.keys() - grave:
-        assert not excluded(after(STRANGER, kind, 0.0), 0.0)
+    others = GRAVITY.keys() - grave
+    assert min(GRAVITY[kind] for kind in grave) >= 10 * max(GRAVITY[kind] for kind in others)
 
 
 @given(histories, st.floats(0, 2000 * DAY))
@@ -71,8 +72,3 @@ def test_no_fault_ever_helps(history: list[tuple[float, str]]) -> None:
     for kind, gravity in GRAVITY.items():
         then = trust(after(conduct, kind, conduct.at), conduct.at)
         assert then >= before if gravity == 0 else then <= before
-
-
-def test_those_who_route_get_a_figure_for_every_finding() -> None:
-    assert ROUTING_BLAME.keys() == GRAVITY.keys()
-    assert max(ROUTING_BLAME.values()) == ROUTING_BLAME["convicted"] == 64.0

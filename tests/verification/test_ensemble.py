@@ -11,11 +11,13 @@ import pytest
 from msgspec import UNSET
 
 from tests.conftest import TinyModels
-from tests.routing.test_ensemble import OtherWord, given, together
-from tests.scenarios.network import SAMPLINGS, cheat, tiny_network, wrong_weights
+from tests.routing.test_ensemble import given, other_word, together
+from tests.scenarios.network import SAMPLINGS, tiny_network, wrong_weights
 from unisono.errors import ReceiptError
 from unisono.models.store import ModelStore
-from unisono.types import LayerRange, Sampling, request_hash
+from unisono.types import LayerRange, Sampling, SessionId, request_hash
+from unisono.verification.evidence import Contradiction, judge
+from unisono.verification.fraud.moves import Subject
 from unisono.verification.packed import pack
 from unisono.verification.receipt import VERSION, Receipt, from_json, to_json
 from unisono.verification.replay import verify
@@ -93,7 +95,7 @@ def test_an_honest_answer_is_valid(tiny_models: TinyModels, sampling: str) -> No
 
 @pytest.mark.parametrize("liar", [1, 3])
 def test_a_node_that_told_another_distribution_is_named(tiny_models: TinyModels, liar: int) -> None:
-    court = Court(tiny_models, {liar: cheat(OtherWord)})
+    court = Court(tiny_models, {liar: other_word})
     fault = court.verdict().fault
     assert fault is not None
     assert (fault.kind, fault.node) == ("distributions", court.nodes[liar].node_id)
@@ -120,6 +122,7 @@ def test_a_gateway_that_gave_other_tokens_than_the_models_chose_is_named(court: 
 
 def _asked(court: Court, sampling: Sampling) -> Receipt:
     """As if all nodes had signed for other sampling settings."""
+
     def resigned(claim: HopClaim) -> HopClaim:
         request = msgspec.structs.replace(court.request, sampling=sampling, model=claim.model)
         changed = msgspec.structs.replace(claim, request=request_hash(request))
@@ -207,3 +210,26 @@ def test_a_committee_does_not_hold_given_tokens_against_a_hop(court: Court) -> N
     other = msgspec.structs.replace(claim, distributions=UNSET)
     assert difference(result, other) is not None
     assert claim.layers == LayerRange(2, 4)
+
+
+def test_two_answers_that_were_given_convict_nobody(court: Court) -> None:
+    """A gateway that opens the same ensemble twice can give a hop what it likes."""
+    claim = court.receipt.hops[-1]
+    other = msgspec.structs.replace(
+        claim, session=SessionId("77" * 16), tokens="44" * 32, signature=b""
+    ).signed_by(court.signer(claim))
+    assert judge(Contradiction(1, (claim, other))).verdict == "INCONCLUSIVE"
+    chosen = [
+        msgspec.structs.replace(each, distributions=UNSET).signed_by(court.signer(claim))
+        for each in (claim, other)
+    ]
+    assert judge(Contradiction(1, (chosen[0], chosen[1]))).verdict == "INVALID"
+
+
+def test_no_dispute_is_played_about_tokens_that_were_given(court: Court) -> None:
+    claim, manifest = court.receipt.hops[-1], court.models[0].manifest
+    problem = Subject(claim, court.request, court.receipt.tokens, manifest).problem()
+    assert problem is not None
+    assert "an ensemble chose the tokens" in problem
+    first = court.receipt.hops[0]
+    assert Subject(first, court.request, (), manifest).problem() is None

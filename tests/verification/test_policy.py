@@ -22,7 +22,6 @@ from unisono.verification.policy import (
     larger_committee,
     loss_per_answer,
     missing_escrow,
-    overhead,
     plan,
 )
 from unisono.wire.verification_messages import MAX_COMMITTEE, MILLION
@@ -154,7 +153,7 @@ def test_amounts_below_zero_are_refused() -> None:
 
 def test_audits_at_the_default_rate_cost_a_network_at_most_a_per_cent() -> None:
     """Even if a replay costs two thirds of the answer, as it does beside a full batch."""
-    assert overhead(DEFAULT_RATE, DEFAULT_SEATS, 2 / 3) <= 0.01
+    assert DEFAULT_RATE / MILLION * DEFAULT_SEATS * 2 / 3 <= 0.01
 
 
 def test_a_committee_grows_where_its_error_would_leave_an_answer_without_cover() -> None:

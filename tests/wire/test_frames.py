@@ -181,6 +181,7 @@ def claims(draw: st.DrawFn) -> HopClaim:
         rows_out=draw(hexes(32)),
         out_tags=bytes(3 * positions),
         tokens=draw(st.just("") | hexes(32)),
+        epoch=draw(st.integers(0, (1 << 40) - 1)),
         signature=draw(st.binary(min_size=64, max_size=64)),
     )
 
@@ -586,6 +587,7 @@ def test_tags_that_do_not_fit_the_claim_are_refused() -> None:
         rows_out="ab" * 32,
         out_tags=b"abcdef",
         tokens="",
+        epoch=0,
         signature=bytes(64),
     )
     message, body = Claimed.split(claim)

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unisono.cli import court, money
 from unisono.cli import options as o
+from unisono.cli.keys import AccountAddress, KeystoreFolder, PassphraseFile
 from unisono.cli.visits import UNDECIDED
+from unisono.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from unisono.models.store import StoredModel
@@ -30,7 +33,8 @@ def dispute(
         str,
         typer.Argument(
             metavar="RECEIPT",
-            help="A file, - for stdin, or a URL such as http://HOST/v1/receipts/ID.",
+            help="A file, - for stdin, or a URL such as http://HOST/v1/receipts/ID; or the word "
+            "demo, which shows disputes on a chain of this machine.",
         ),
     ],
     hop: Annotated[
@@ -49,12 +53,47 @@ def dispute(
     ] = None,
     key: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="The challenger's key; else a new one."),
+        typer.Option(
+            metavar="FILE",
+            help="The challenger's key; else a new one. On a chain: of the gateway that asked, for "
+            "which alone the node signs.",
+        ),
     ] = None,
     transcript: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Where the game is written; else ID.dispute.json here."),
     ] = None,
+    on_chain: Annotated[
+        bool,
+        typer.Option("--on-chain", help="Before the court, with a bond; needs --chain-rpc, --key."),
+    ] = False,
+    chain_rpc: money.ChainRpc = None,
+    deployment: money.DeploymentFile = None,
+    account: AccountAddress = None,
+    keystore: KeystoreFolder = None,
+    passphrase_file: PassphraseFile = None,
+    payer: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Who paid, and is refunded; else this account."),
+    ] = None,
+    claim: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The node's claim for the chain: read if it is there, else asked for and written.",
+        ),
+    ] = None,
+    operator: Annotated[
+        str,
+        typer.Option(
+            help="Of a demo: an operator or step in which a node lies, such as softmax; weights; "
+            "or all."
+        ),
+    ] = "softmax",
+    ledger: Annotated[str, typer.Option(help="Of a demo: embedded or anvil.")] = "embedded",
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Of a demo: a small one of its own without it.")
+    ] = "trial",
     api_key: o.ApiKey = None,
     as_json: o.Json = False,
     verbose: o.Verbose = False,
@@ -63,6 +102,9 @@ def dispute(
     it down to one arithmetic step, which anyone checks from the file without weights.
 
     The model must be on this machine. Every move is signed; the file holds all of them.
+
+    With --on-chain the court of a chain hosts the game: this side puts up a bond, the node answers
+    from its own process, and the stake of a node that was wrong is slashed and paid out.
 
     Exit code 0 if the replay finds nothing to contradict; 1 if a party is convicted, the node or
     this side; 2 if the game has no end, such as a node that refuses, or that was late before an
@@ -74,6 +116,10 @@ def dispute(
 
     [cyan]unisono dispute receipt.json --base-url http://127.0.0.1:8000 --arbiter ADDRESS[/]
 
+    [cyan]unisono dispute receipt.json --on-chain --chain-rpc URL --deployment FILE --key FILE[/]
+
+    [cyan]unisono dispute demo --operator softmax[/]
+
     [cyan]unisono verify --evidence 91ce58843b9a48dd185bd096f0879898.dispute.json[/]
     """
     del verbose
@@ -81,11 +127,29 @@ def dispute(
     from unisono.verification.fraud.transcript import judge, to_json
 
     with undecided():
+        if receipt == court.DEMO:
+            court.demonstrate(operator, ledger, model, as_json=as_json)
+        chain = money.chain_settings(
+            chain_rpc,
+            deployment,
+            account=account,
+            keystore=keystore,
+            passphrase_file=passphrase_file,
+            key=key,
+        )
+        if on_chain and (chain is None or key is None):
+            raise ConfigurationError("--on-chain needs --chain-rpc, --deployment and --key")
         read = read_receipt(receipt, api_key)
         fault = _fault(read, hop, as_json=as_json)
         if fault is None:
             raise typer.Exit(0)
         addresses = known_addresses(receipt, base_url, api_key, join)
+        if on_chain and chain is not None and key is not None:
+            path = claim or Path(f"{read.id}.hop{fault.hop}.claim.json")
+            court.play_on_chain(
+                *(read, fault, addresses, join, key, chain, payer), path, as_json=as_json
+            )
+            raise typer.Exit(1)
         played = _play(read, fault, addresses, join, arbiter, key)
         path = transcript or Path(f"{read.id}.dispute.json")
         write_file(path, to_json(played))

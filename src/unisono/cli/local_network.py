@@ -103,6 +103,17 @@ class LocalNetwork:
         assert self.front.address is not None
         return self.front.address
 
+    @property
+    def wallet_command(self) -> str | None:
+        """How to look at the gateway's money; None: there is none, or it lives as long as this."""
+        state, chain = self._settings.state, self._chain
+        if chain is None or state is None:
+            return None
+        return (
+            f"unisono wallet show --chain-rpc {chain.url} --deployment {chain.deployment_file} "
+            f"--key {_gateway_key(state, chain)}"
+        )
+
     def processes(self) -> list[tuple[str, int]]:
         """Each node's description and process id."""
         return [(str(place), place.node.pid) for place in self._places if place.node is not None]

@@ -42,6 +42,11 @@ def drawn(shown: Map, ready: bool, message: str) -> RenderableType:
         parts.append(_model(model))
     if shown["links"]:
         parts.append(_links(shown["links"]))
+    for each in shown.get("convicted", ()):
+        text = f"convicted: {each['node'][:_SHORT]}… {each['message']}"
+        parts.append(Text(printable(text), style="red"))
+    if shown.get("sla"):
+        parts.append(_levels(shown["sla"]))
     fine = ready and message == "ready"
     style = "green" if fine else "yellow" if ready else "red"
     parts.append(Text(printable(message), style=style))
@@ -50,7 +55,11 @@ def drawn(shown: Map, ready: bool, message: str) -> RenderableType:
 
 def _nodes(shown: Map) -> RenderableType:
     names = {model["id"]: str(model["name"]) for model in shown["models"]}
-    rows = [(node, _state(node)) for node in shown["data"]]
+    convicted = {each["node"] for each in shown.get("convicted", ())}
+    rows = [
+        (node, Text("convicted", style="bold red") if node["node"] in convicted else _state(node))
+        for node in shown["data"]
+    ]
     rows += [(node, Text("gone", style="red")) for node in shown["departed"]]
     rows.sort(key=lambda row: (row[0]["model"], row[0]["layers"]["start"], row[0]["node"]))
     columns: dict[str, Callable[[Map], str]] = {
@@ -108,6 +117,26 @@ def _model(model: Map) -> RenderableType:
         text = f"{start}:{stop} {count} node{'' if count == 1 else 's'}   "
         words.append(text, style="" if count else "red")
     return Group(line, strip, words)
+
+
+def _levels(sla: Map) -> RenderableType:
+    """Service levels on one line: of the window that runs, and credits of the last ones."""
+    line = Text.assemble(("service levels", "bold"))
+    if sla["uptime"] is not None:
+        line.append(
+            f"  uptime {sla['uptime'] / 10:.1f}% (least {sla['least_uptime'] / 10:.1f}%), "
+            f"{sla['kept']} of {len(sla['nodes'])} nodes keep theirs"
+        )
+    for own in sla["gateway"][:1]:
+        line.append(f"; this gateway {own['availability'] / 10:.1f}%")
+        asked = own["answered"] + own["failed"]
+        if asked:
+            line.append(f", {own['answered']:,} of {asked:,} answers")
+    if sla["credits"]:
+        line.append(f"; {sla['credits'] / 1e6:.6f} came back")
+    if sla["refused"]:
+        line.append(f"; {sla['refused']} credits refused", style="bold red")
+    return line
 
 
 def _links(links: list[Map]) -> RenderableType:

@@ -65,6 +65,7 @@ def node(
     ] = 2.0,
     beacon: o.Beacon = None,
     epoch_seconds: o.EpochSeconds = 60,
+    service_window: o.ServiceWindow = 86_400,
     chain_rpc: m.ChainRpc = None,
     deployment: m.DeploymentFile = None,
     keystore: KeystoreFolder = None,
@@ -157,6 +158,7 @@ def node(
         threads=threads,
         beacon=operators,
         epoch_seconds=epoch_seconds,
+        service_window=service_window,
         chain=chain,
         seller=seller,
     )

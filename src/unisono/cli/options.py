@@ -132,6 +132,16 @@ EpochSeconds = Annotated[
         help="Length of an epoch of audits: the same on every member of a network.",
     ),
 ]
+ServiceWindow = Annotated[
+    int,
+    typer.Option(
+        "--service-window",
+        min=20,
+        max=31 * 86_400,
+        help="Seconds over which service levels are promised: the same on every member of a "
+        "network.",
+    ),
+]
 MaxTokens = Annotated[
     int, typer.Option("--max-tokens", min=1, help="The longest answer, in tokens.")
 ]

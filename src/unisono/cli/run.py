@@ -60,6 +60,7 @@ def run(
 
     [cyan]unisono run "2 + 2 =" --ensemble gemma-3-270m,gemma-3-270m-it[/]
     """
+    together = _together(ensemble, quorum)
     from unisono.cli.child import start_servers
 
     start_servers()
@@ -73,7 +74,6 @@ def run(
     }
     if quorum is not None:
         body["quorum"] = quorum
-    together = _together(ensemble, quorum)
     copies = quorum or 1
     nodes = nodes or (3 if quorum is None and not together else 1)
     count = nodes * max(copies, len(together))

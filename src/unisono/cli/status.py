@@ -64,7 +64,8 @@ def status(
 
 def look(client: GatewayClient) -> dict[str, Any]:
     """What the gateway says now: `ready`, `message`, `nodes`, `departed`, `models` with the
-    coverage of each, and `links`.
+    coverage of each, `convicted`, `links`, and `sla`: the service levels, or null where none are
+    measured.
 
     Raises:
         UnisonoError: it cannot be reached, refuses, or does not answer like a gateway.
@@ -74,6 +75,7 @@ def look(client: GatewayClient) -> dict[str, Any]:
 
     ready = client.get("/readyz", accept=(503,))
     page = client.get("/v1/network")
+    levels = client.get("/v1/sla", accept=(404,))
     try:
         shown = cast("dict[str, Any]", page.json())
         return {
@@ -91,7 +93,9 @@ def look(client: GatewayClient) -> dict[str, Any]:
                 }
                 for model in shown["models"]
             ],
+            "convicted": shown.get("convicted", []),
             "links": shown["links"],
+            "sla": levels.json() if levels.status_code == 200 else None,
         }
     except (ValueError, KeyError, TypeError) as error:
         raise WireError(f"{client.url} does not answer like a gateway: {error!r}") from error

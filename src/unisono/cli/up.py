@@ -100,6 +100,8 @@ def up(
             say(f"base_url   {network.url}/v1")
             say(f"model      {stored.name}  {stored.id}")
             say(f"join       unisono node --join {network.join_address}")
+            if network.wallet_command:
+                say(f"money      {network.wallet_command}")
             for place, pid in network.processes():
                 say(f"{place}: process {pid}")
             say()

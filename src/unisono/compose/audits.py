@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from unisono.clock import Clock
 from unisono.compose.hearing import AuditSettings, Heard, Hearing
@@ -22,7 +22,7 @@ from unisono.verification.receipt import Receipt, from_json
 from unisono.verification.stakes.bulletin import notice_of
 from unisono.verification.stakes.conviction import Conviction
 from unisono.verification.stakes.docket import Case, Docket
-from unisono.verification.stakes.service import Auditor
+from unisono.verification.stakes.service import Audited, Auditor
 from unisono.wire.bounds import MAX_MESSAGE_CHARACTERS, MAX_ROWS
 from unisono.wire.claims import HopClaim
 from unisono.wire.identity import Identity
@@ -52,11 +52,15 @@ class Audits:
         widths: Mapping[ModelId, int],
         settings: AuditSettings,
         convict: Callable[[NodeId], None],
+        audited: Callable[[NodeId, str], None] = lambda node, verdict: None,
+        secure: Callable[[Receipt, HopClaim], Awaitable[object]] | None = None,
     ) -> None:
         """
         Args:
             widths: hidden size of every model that is audited.
             convict: keeps a node from all work of this gateway.
+            audited: told of the verdict of every audit.
+            secure: has a claim that is drawn signed for a chain, before anybody replays it.
         """
         self._identity = identity
         self._transport = transport
@@ -69,6 +73,8 @@ class Audits:
         self._widths = widths
         self._settings = settings
         self._convict = convict
+        self._audited = audited
+        self._secure = secure
         self._auditor = Auditor(identity, transport, clock)
         self._docket = Docket(herald.key, identity.node_id, self._bulletin, self._bulletin)
         self._conducts: Recent[NodeId, Conduct] = Recent(MAX_CONDUCTS)
@@ -129,6 +135,8 @@ class Audits:
             log.info("receipt %s is not audited: it or its epoch is forgotten", case.receipt)
             return
         receipt = from_json(stored)
+        if self._secure is not None:
+            await self._secure(receipt, case.claim)
         hearing = Hearing(
             auditor=self._auditor,
             transport=self._transport,
@@ -144,6 +152,7 @@ class Audits:
         heard = await hearing.hold()
         self._metrics.audits.labels(heard.verdict.verdict).inc()
         await self._receipts.note(receipt.id, _note(case.claim, heard))
+        self._audited(case.claim.node, heard.verdict.verdict)
         self._learn(case.claim.node, heard)
         if heard.verdict.verdict == "INVALID":
             log.warning("audit of receipt %s: %s", receipt.id, heard.verdict.message)
@@ -157,9 +166,11 @@ class Audits:
         """Remember what the audit shows of the node and of those who sat."""
         if heard.verdict.verdict != "INCONCLUSIVE":
             self._found(node, "verified" if heard.verdict.verdict == "VALID" else "convicted")
-        audited = heard.audited
-        if audited is None:
-            return
+        for audited in (heard.audited, heard.planted):
+            if audited is not None:
+                self._judge_members(audited)
+
+    def _judge_members(self, audited: Audited) -> None:
         blamed: dict[NodeId, Finding] = {fault.node: fault.kind for fault in audited.faults}
         for kind in blamed.values():
             self._metrics.committee_faults.labels(kind).inc()

@@ -9,15 +9,22 @@ from unisono.errors import PeerCheating, PeerGone
 from unisono.routing.gossip import Gossip
 from unisono.routing.notices import NoticeBoard
 from unisono.types import NodeId
-from unisono.wire.audit_messages import AuditSummons, DisputeCall, DisputeHost
+from unisono.wire.audit_messages import (
+    AuditSummons,
+    DisputeCall,
+    DisputeHost,
+    SettlementAsked,
+)
 from unisono.wire.frames import decode_frame, encode_frame
 from unisono.wire.gossip_messages import Beat, Exchange
 from unisono.wire.messages import Ping, Pong, Refused
 from unisono.wire.notices import NoticesAsked, NoticesTold
+from unisono.wire.payment_messages import CreditAsked
 from unisono.wire.transports.base import Stream, StreamHandler
 from unisono.wire.verification_messages import ReplayTask, RowsTask
 
 if TYPE_CHECKING:  # gateways use this door too, and have neither
+    from unisono.compose.credit_desk import CreditDesk
     from unisono.compose.respondent import Respondent
     from unisono.verification.fraud.hosting import GameHost
     from unisono.verification.stakes.member import Member
@@ -37,6 +44,8 @@ class FrontDoor:
         self.host: GameHost | None = None
         """Hosts disputes of others."""
 
+        self.credits: CreditDesk | None = None
+        """Gives back what is owed for service levels; None: this node sells nothing."""
         self.board: NoticeBoard | None = None
         """Hears and tells notices."""
         self.committee: Member | None = None
@@ -60,9 +69,13 @@ class FrontDoor:
             await self.board.handle(stream, message, body)
         elif self.committee is not None and isinstance(message, ReplayTask | RowsTask):
             await self.committee.handle(stream, message, body)
+        elif self.credits is not None and isinstance(message, CreditAsked):
+            await self.credits.handle(stream, message)
         elif isinstance(message, Ping):
             await stream.send(encode_frame(Pong(message.nonce)))
-        elif self.respondent is not None and isinstance(message, AuditSummons | DisputeCall):
+        elif self.respondent is not None and isinstance(
+            message, AuditSummons | DisputeCall | SettlementAsked
+        ):
             await self.respondent.handle(stream, message, body)
         elif self.host is not None and isinstance(message, DisputeHost):
             await self.host.handle(stream, message, body)

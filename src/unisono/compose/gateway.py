@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,8 @@ from unisono.compose.node_settings import beacon_operators, join_addresses
 from unisono.compose.reach import Reach
 from unisono.compose.replica import Replica
 from unisono.compose.served import served_models
-from unisono.errors import ConfigurationError, WireError
+from unisono.compose.service_levels import ServiceLevels
+from unisono.errors import ConfigurationError, PeerGone, WireError
 from unisono.gateway import (
     GatewayMetrics,
     GatewayServer,
@@ -34,23 +36,28 @@ from unisono.gateway import (
     wants_replica,
 )
 from unisono.gateway.payments import ChannelNote, Statement
+from unisono.market.service_log import ServiceLog
+from unisono.market.sla import WINDOW_SECONDS
 from unisono.models.store import ModelStore, StoredModel
 from unisono.numerics.ensemble import choose_jointly
 from unisono.routing.coverage import first_gap
 from unisono.routing.gossip import Gossip
 from unisono.routing.membership import Membership
 from unisono.routing.swarm import Members, Swarm, SwarmSettings
-from unisono.types import LayerRange, ModelId, NodeId, PeerAddress
+from unisono.types import NodeId, PeerAddress
 from unisono.verification.policy import DEFAULT_RATE
 from unisono.wire.claims import EPOCH_SECONDS
 from unisono.wire.identity import Identity
-from unisono.wire.records import NodeRecord
+from unisono.wire.records import LEASE_SECONDS, NodeRecord
 from unisono.wire.transports import make_transport
-from unisono.wire.transports.base import Transport
+from unisono.wire.transports.base import Stream, Transport
 
 if TYPE_CHECKING:
+    from unisono.compose.staked import StakedMembers
     from unisono.compose.wallet import Wallet
     from unisono.settlement.payments.purse import Purse
+    from unisono.verification.receipt import Receipt
+    from unisono.wire.claims import HopClaim
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +109,8 @@ class FrontSettings(msgspec.Struct, frozen=True):
     """See `SwarmSettings`."""
     least_stake: int = 0
     """Units that every hop must have staked, whatever a request asks for."""
+    service_window: int = WINDOW_SECONDS
+    """Seconds over which service levels are promised: the same for all members of a network."""
 
 
 class Front:
@@ -155,6 +164,7 @@ class Front:
         self.model: StoredModel | None = None
         self.receipts: ReceiptStore | None = None
         self.wallet: Wallet | None = None
+        self.levels: ServiceLevels | None = None
         self.replica: Replica | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -183,6 +193,8 @@ class Front:
         """Send a node no more work; before there is a swarm, `start` catches up."""
         if self.swarm is not None:
             self.swarm.convict(node)
+        if self.levels is not None:
+            self.levels.convicted(node, self.herald.bulletin.convicted_at(node) or 0.0)
 
     async def _take_part(self) -> None:
         """Join and stay, however long it takes: a gateway answers clients without a network too."""
@@ -195,16 +207,7 @@ class Front:
     def _describe(self) -> NodeRecord:
         """What the gateway says of itself: where it is, and that it holds nothing."""
         assert self.address is not None
-        return NodeRecord(
-            node=self.identity.node_id,
-            address=self.address,
-            model=ModelId(""),
-            layers=LayerRange(0, 0),
-            free_positions=0,
-            sessions=0,
-            sequence=0,
-            expires=0,
-        )
+        return NodeRecord.of_member(self.address)
 
     async def start(self) -> GatewayServer:
         """Load the tokenizer and open the HTTP endpoint.
@@ -231,8 +234,10 @@ class Front:
         metrics = self.metrics
         purse: Purse | None = None
         members: Members = self.members
+        secure = None
         if settings.chain is not None:
-            purse, members = await self._open_wallet(settings.chain)
+            purse, staked = await self._open_wallet(settings.chain)
+            members, secure = staked, self._secured(staked, model)
         self.swarm = Swarm(
             self._transport,
             self.identity.node_id,
@@ -249,10 +254,12 @@ class Front:
             here=lambda: self.gossip.exchanges.position.coordinate,
             combine=choose_jointly,
             purse=purse,
+            row_bytes={each.id: each.row_bytes for each in models if each.row_bytes},
         )
         self._tasks.append(asyncio.create_task(self.swarm.keep_warm()))
+        levels = self.levels = self._measure(purse)
         for convicted in self.herald.bulletin.convicted:
-            self.swarm.convict(convicted.node)
+            self._convict(convicted.node)
         self.receipts = ReceiptStore(
             Path(settings.receipts) if settings.receipts else None,
             max_count=settings.receipts_kept,
@@ -268,6 +275,8 @@ class Front:
             {model.id: model.manifest.config.hidden_size},
             AuditSettings(rate=settings.audit_rate),
             self.swarm.convict,
+            levels.audited,
+            secure,
         )
         self._tasks.append(asyncio.create_task(self.audits.run()))
         service = GatewayService(
@@ -286,11 +295,57 @@ class Front:
             fallbacks=fallbacks,
             audits=self.audits,
             payments=None if purse is None else partial(_statement, purse),
+            levels=levels,
         )
+        levels.ready = lambda: service.not_ready() is None
+        self._tasks.append(asyncio.create_task(levels.run()))
         self.server = await serve(create_app(service), settings.host, settings.port)
         return self.server
 
-    async def _open_wallet(self, chain: ChainSettings) -> tuple[Purse, Members]:
+    def _measure(self, purse: Purse | None) -> ServiceLevels:
+        """What measures service levels, kept beside the receipts.
+
+        Raises:
+            ConfigurationError: its file cannot be used.
+        """
+        assert self.swarm is not None
+        receipts = self._settings.receipts
+        kept = ServiceLog(
+            Path(receipts).with_suffix(".service.sqlite") if receipts else None,
+            self._settings.service_window,
+            LEASE_SECONDS,
+            self._clock.now(),
+        )
+        return ServiceLevels(
+            kept,
+            self.members,
+            self._transport,
+            self._clock,
+            self.swarm.experience.reputation,
+            purse,
+        )
+
+    def _secured(
+        self, members: StakedMembers, model: StoredModel
+    ) -> Callable[[Receipt, HopClaim], Awaitable[object]] | None:
+        """What has claims signed for the chain; None where no court is."""
+        assert self.wallet is not None
+        deployment, folder = self.wallet.deployment, self.wallet.folder
+        if "court" not in deployment.contracts:
+            return None
+        from unisono.compose.sureties import Sureties
+
+        return Sureties(
+            members,
+            self._transport,
+            self._clock,
+            deployment,
+            self.wallet.key.address,
+            model,
+            None if folder is None else folder / "sureties",
+        ).secure
+
+    async def _open_wallet(self, chain: ChainSettings) -> tuple[Purse, StakedMembers]:
         """What pays nodes, and the members with the stakes that they have."""
         from unisono.compose.staked import StakedMembers
         from unisono.compose.wallet import Wallet
@@ -298,7 +353,19 @@ class Front:
         self.wallet = await Wallet.open(chain, self.identity, self._clock)
         staked = StakedMembers(self.members, self.wallet.registry(), self._clock)
         self._tasks.append(asyncio.create_task(staked.run()))
-        return self.wallet.purse(chain.deposit), staked
+        return self.wallet.purse(chain.deposit, self._settings.service_window), staked
+
+    async def call(self, node: NodeId) -> Stream:
+        """A stream to a member.
+
+        Raises:
+            PeerGone: nobody here knows it.
+            WireError: it cannot be reached.
+        """
+        for record in self.members.records():
+            if record.node == node:
+                return await self._transport.dial(record.address)
+        raise PeerGone(f"node {node} is not known here, or not any more")
 
     async def wait_for_coverage(self, seconds: float) -> None:
         """Return once live nodes form a chain through the whole model.
@@ -340,6 +407,8 @@ class Front:
             await wallet.close()
         if self.receipts is not None:
             self.receipts.close()
+        if self.levels is not None:
+            self.levels.close()
 
 
 def _statement(purse: Purse) -> Statement:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,10 +26,17 @@ from unisono.verification.verdict import Verdict
 from unisono.wire.claims import HopClaim
 from unisono.wire.rows import encode_rows
 from unisono.wire.transports.base import Transport
-from unisono.wire.verification_messages import MAX_COMMITTEE, MILLION, RowsTask, Ticket
+from unisono.wire.verification_messages import (
+    MAX_COMMITTEE,
+    MILLION,
+    ReplayResult,
+    RowsTask,
+    Ticket,
+)
 
 log = logging.getLogger(__name__)
 
+DEFAULT_PLANTS = 50_000
 COMMITTEES = 3
 """Committees for one claim, each twice as large as the one before and one more."""
 _NOT_SEATED = Verdict(
@@ -47,14 +55,21 @@ class AuditSettings:
     seats: int = DEFAULT_SEATS
     running: int = 2
     """Audits at the same time: they share the nodes with answers."""
+    plants: int = DEFAULT_PLANTS
+    """Of the audits that find a claim right, so many per million are held again by others, with the
+    result sealed in the task: who then says something else did not compute, or works for a liar."""
     commit_seconds: float = COMMIT_SECONDS
     reveal_seconds: float = REVEAL_SECONDS
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rate <= MILLION or not LEAST_SEATS <= self.seats <= MAX_COMMITTEE:
+        rates = self.rate, self.plants
+        if (
+            not all(0 <= rate <= MILLION for rate in rates)
+            or not LEAST_SEATS <= self.seats <= MAX_COMMITTEE
+        ):
             raise ConfigurationError(
                 f"an audit rate is 0 to {MILLION} per million and a committee has {LEAST_SEATS} to "
-                f"{MAX_COMMITTEE} seats; got {self.rate} and {self.seats}"
+                f"{MAX_COMMITTEE} seats; got {self.rate}, {self.plants} and {self.seats}"
             )
 
 
@@ -67,6 +82,8 @@ class Heard:
     """The last committee's; None: there was none."""
     seats: int = 0
     """Of that committee."""
+    planted: Audited | None = None
+    """A committee that sat about what was known already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +132,24 @@ class Hearing:
             if verdict.verdict != "INCONCLUSIVE" or larger <= seats:
                 break
             seats = larger
-        return heard
+        return await self._planted(heard, answer, rows)
+
+    async def _planted(self, heard: Heard, answer: Answer, rows: Rows | None) -> Heard:
+        """Now and then ask others once more, who cannot see that the result is known."""
+        outcome = None if heard.audited is None else heard.audited.outcome
+        valid = heard.verdict.verdict == "VALID" and outcome is not None
+        if not valid or secrets.randbelow(MILLION) >= self.settings.plants:
+            return heard
+        assert outcome is not None
+        assert heard.audited is not None
+        members = heard.audited.members
+        able = self._order(len(members) + self.settings.seats)
+        if len(able) < len(members) + LEAST_SEATS:
+            return heard
+        planted = await self._convene(
+            answer, rows, self.settings.seats, known=outcome.result, besides=members
+        )
+        return replace(heard, planted=planted)
 
     def _seats(self, wanted: int) -> int:
         """The largest odd number of seats up to `wanted` for which there are nodes."""
@@ -129,8 +163,17 @@ class Hearing:
         able = self.roster.able(claim.model, claim.layers)
         return draw_committee(self.ticket, able, count, exclude)
 
-    async def _convene(self, answer: Answer, rows: Rows | None, seats: int) -> Audited:
-        seal = plant(self.ticket.audit())
+    async def _convene(
+        self,
+        answer: Answer,
+        rows: Rows | None,
+        seats: int,
+        *,
+        known: ReplayResult | None = None,
+        besides: tuple[NodeId, ...] = (),
+    ) -> Audited:
+        """Hold one committee, with nobody in it who is named in `besides`."""
+        seal = plant(self.ticket.audit(), known)
         task, body = make_task(
             self.ticket,
             seal.seal(),
@@ -142,8 +185,9 @@ class Hearing:
             commit_ms=round(self.settings.commit_seconds * 1000),
             reveal_ms=round(self.settings.reveal_seconds * 1000),
         )
-        order = self._order(PASSED_OVER * seats)
-        return await self.auditor.audit(task, body, self._addresses(order), seal)
+        order = self._order(PASSED_OVER * seats + len(besides))
+        asked = tuple(node for node in order if node not in besides)
+        return await self.auditor.audit(task, body, self._addresses(asked), seal)
 
     def _addresses(self, nodes: tuple[NodeId, ...]) -> list[PeerAddress]:
         return [a for node in nodes if (a := self.address_of(node)) is not None]

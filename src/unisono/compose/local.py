@@ -92,13 +92,16 @@ class LocalNode:
         await asyncio.to_thread(self.process.join, 3)
 
 
-def start_node(settings: msgspec.Struct, *, log_level: int = logging.WARNING) -> LocalNode:
-    """Start a node process with `compose.node.NodeSettings`; see `LocalNode.ready`."""
+def start_node(
+    settings: msgspec.Struct, *, log_level: int = logging.WARNING, conduct: str = ""
+) -> LocalNode:
+    """Start a node process with `compose.node.NodeSettings`; see `LocalNode.ready`. `conduct`:
+    how a dishonest node of a demonstration lies (`compose.crooked`)."""
     context = process_context()
     ours, theirs = context.Pipe()
     process = context.Process(
         target=run_in_process,
-        args=(msgspec.json.encode(settings), theirs, log_level),
+        args=(msgspec.json.encode(settings), theirs, log_level, conduct),
         name="unisono-node",
         daemon=True,
     )
@@ -107,7 +110,7 @@ def start_node(settings: msgspec.Struct, *, log_level: int = logging.WARNING) ->
     return LocalNode(process, ours)
 
 
-def run_in_process(encoded: bytes, pipe: Connection, log_level: int) -> None:
+def run_in_process(encoded: bytes, pipe: Connection, log_level: int, conduct: str = "") -> None:
     """What a node process runs: it ends when the other end of the pipe closes."""
     from unisono.compose.node import Node, NodeSettings
 
@@ -118,7 +121,13 @@ def run_in_process(encoded: bytes, pipe: Connection, log_level: int) -> None:
         loop = asyncio.get_running_loop()
         parent_gone = asyncio.Event()
         loop.add_reader(pipe.fileno(), parent_gone.set)
-        node = Node(msgspec.json.decode(encoded, type=NodeSettings))
+        settings = msgspec.json.decode(encoded, type=NodeSettings)
+        if conduct:
+            from unisono.compose.crooked import crooked_node
+
+            node = crooked_node(settings, conduct)
+        else:
+            node = Node(settings)
         try:
             address = await node.start()
             pipe.send_bytes(f"ready {address}".encode())

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 
 from unisono.clock import Clock, SystemClock
@@ -18,7 +18,7 @@ from unisono.errors import ConfigurationError
 from unisono.settlement.artifacts import artifact
 from unisono.settlement.ledger.contract import Contract
 from unisono.settlement.ledger.delivery import OutboxSettings
-from unisono.settlement.ledger.deploy import COIN, Plan, deploy
+from unisono.settlement.ledger.deploy import COIN, TERMS, Plan, deploy
 from unisono.settlement.ledger.deployment import Deployment, check_deployment, load_deployment
 from unisono.settlement.ledger.intents import Intent
 from unisono.settlement.ledger.ledger import Call
@@ -30,6 +30,10 @@ from unisono.types import EvmAddress
 log = logging.getLogger(__name__)
 
 START_SECONDS = 30.0
+FIRST_DELAY, LONGEST_DELAY = 0.1, 30.0
+"""Seconds before a chain that ended is started again: doubled each time, up to the longest."""
+STEADY_SECONDS = 10.0
+"""A chain that lived this long starts over with the first delay."""
 ALLOWANCE = 1_000_000_000
 """Units of the test coin that a local gateway is given when it has less than half of it."""
 
@@ -106,7 +110,7 @@ class LocalChain:
 
     async def _watch(self) -> None:
         """Start the chain again when it ends by itself, ever more rarely if that repeats."""
-        delay = 0.1
+        delay = FIRST_DELAY
         while True:
             assert self._process is not None
             assert self._process.stdout is not None
@@ -115,15 +119,19 @@ class LocalChain:
                 pass
             code = await self._process.wait()
             log.warning("the local chain ended (%s): starting it again", code)
-            delay = 0.1 if self._clock.monotonic() - began > 60 else min(30.0, 2 * delay)
+            steady = self._clock.monotonic() - began > STEADY_SECONDS
+            delay = FIRST_DELAY if steady else min(LONGEST_DELAY, 2 * delay)
             await self._clock.sleep(delay)
             try:
                 await self._launch()
             except ConfigurationError as error:
                 log.error("%s", error)
 
-    async def deploy(self, key: SettlementKey) -> Deployment:
+    async def deploy(
+        self, key: SettlementKey, changes: Mapping[str, int] | None = None
+    ) -> Deployment:
         """The network's contracts: those of the file if they are there, else made by `key`.
+        `changes`: of the terms in `ledger.deploy.TERMS`.
 
         Raises:
             SettlementError: they cannot be made.
@@ -135,7 +143,8 @@ class LocalChain:
                 return found
             await ledger.fund(key.address)
             async with _outbox(ledger, key, self._clock) as outbox:
-                plan = Plan(key.address, await ledger.nonce(key.address))
+                terms = {**TERMS, **(changes or {})}
+                plan = Plan(key.address, await ledger.nonce(key.address), terms=terms)
                 made = await deploy(outbox, ledger, plan, clock=self._clock)
         part = self.deployment_file.with_suffix(".part")
         part.write_bytes(made.encode())

@@ -16,7 +16,7 @@ from unisono.compose.node_settings import NodeSettings as NodeSettings
 from unisono.compose.node_settings import beacon_operators, join_addresses
 from unisono.compose.offer import model_facts, offered_memory
 from unisono.compose.reach import Reach
-from unisono.compose.regenerating import Load
+from unisono.compose.regenerating import HOLDINGS, Load
 from unisono.compose.replays import EngineReplayer
 from unisono.compose.respondent import Respondent
 from unisono.compose.sale import Sale
@@ -28,11 +28,12 @@ from unisono.models.decoder import Decoder, make_decoder
 from unisono.models.devices import choose_device
 from unisono.models.loading import load_block
 from unisono.models.store import ModelStore, StoredModel
+from unisono.models.weights import BlockWeights
 from unisono.native.self_test import self_test
 from unisono.routing.gossip import Gossip
 from unisono.routing.membership import Membership
 from unisono.routing.placement import NodeFacts, choose_block, should_move
-from unisono.types import LayerRange, ModelId, PeerAddress
+from unisono.types import LayerRange, PeerAddress
 from unisono.verification.fraud.hosting import GameHost
 from unisono.verification.stakes.member import Member
 from unisono.wire.identity import Identity
@@ -52,6 +53,8 @@ MAX_REPLAYED = 8192
 """Positions of an answer that this node replays for auditors."""
 _LOOK_SECONDS = 5.0
 
+Wrap = Callable[[Decoder, StoredModel, BlockWeights], Decoder]
+
 
 class Node:
     """Use: `start`, then `run` until cancelled, then `close`."""
@@ -64,10 +67,14 @@ class Node:
         identity: Identity | None = None,
         clock: Clock | None = None,
         weights: Load = load_block,
+        holdings: str = HOLDINGS,
+        wrap: Wrap | None = None,
     ) -> None:
-        """`weights` reads a block: a function at the top of a module."""
+        """`weights` reads a block: a function at the top of a module. `holdings` names what makes
+        what it defends in disputes (`regenerating.Setup`). `wrap` puts something around what
+        computes."""
         self._settings = settings
-        self._weights = weights
+        self._weights, self._holdings, self._wrap = weights, holdings, wrap
         if identity is None:
             identity = (
                 Identity.load_or_create(settings.key) if settings.key else (Identity.generate())
@@ -139,11 +146,28 @@ class Node:
             self._clock,
             self._weights,
             self._settings.epoch_seconds,
+            self._holdings,
         )
         self._door.host = GameHost(self.identity, self._transport, self._clock)
         self._sale = await Sale.open(
-            settings.chain, settings.seller, self.identity, self._clock, model.layer_count, say
+            settings.chain,
+            settings.seller,
+            self.identity,
+            self._clock,
+            model.layer_count,
+            say,
+            settings.service_window,
         )
+        if self._sale is not None:
+            desk = self._sale.desk(
+                self.members, settings.service_window, self.herald.bulletin.convicted_at
+            )
+            self._door.credits = desk
+            self._tasks.append(asyncio.create_task(desk.run()))
+            counsel = await self._sale.counsel(self._door.respondent, model, settings.epoch_seconds)
+            if counsel is not None:
+                self._door.respondent.counsel = counsel
+                self._tasks.append(asyncio.create_task(counsel.run()))
         if self.layers is None and not self._bootstrap:
             self.layers = LayerRange(0, model.layer_count)
         joined = False
@@ -225,6 +249,7 @@ class Node:
             self._address,
             clock=self._clock,
             kept=self._kept,
+            last_signed=self._last_signed(),
             till=None if self._sale is None else self._sale.till,
             epoch_seconds=self._settings.epoch_seconds,
         )
@@ -240,6 +265,11 @@ class Node:
             hidden=model.manifest.config.hidden_size,
             max_positions=MAX_REPLAYED,
         )
+
+    def _last_signed(self) -> Path | None:
+        """Where a node that has a stake notes when it signed."""
+        key, seller = self._settings.key, self._settings.seller
+        return Path(f"{key}.epoch") if key and seller is not None and seller.stake else None
 
     async def _resettle(self, model: StoredModel, device: str) -> None:
         """Take another block when the network needs it more, as its members come and go."""
@@ -279,13 +309,15 @@ class Node:
 
     def _load(self, model: StoredModel, layers: LayerRange, device: str) -> Decoder:
         settings = self._settings
-        return make_decoder(
+        weights = self._weights(model, layers)
+        decoder = make_decoder(
             model.manifest.config,
-            self._weights(model, layers),
+            weights,
             device,
             threads=settings.threads,
             kv_bytes=settings.kv_bytes,
         )
+        return decoder if self._wrap is None else self._wrap(decoder, model, weights)
 
     def _describe(self) -> NodeRecord:
         """What this node says of itself."""
@@ -297,17 +329,7 @@ class Node:
                 record, memory=self._memory, relay=self._settings.serve_relay
             )
         assert self._address is not None
-        return NodeRecord(
-            node=self.identity.node_id,
-            address=self._address,
-            model=ModelId(""),
-            layers=LayerRange(0, 0),
-            free_positions=0,
-            sessions=0,
-            sequence=0,
-            expires=0,
-            memory=self._memory,
-        )
+        return NodeRecord.of_member(self._address, self._memory)
 
     def _moved(self, address: PeerAddress) -> None:
         self._address = address

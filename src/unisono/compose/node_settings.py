@@ -9,6 +9,7 @@ import msgspec
 
 from unisono.compose.chain_settings import ChainSettings, SellerSettings
 from unisono.errors import ConfigurationError
+from unisono.market.sla import WINDOW_SECONDS
 from unisono.types import LayerRange, NodeId, PeerAddress, is_hex
 from unisono.wire.claims import EPOCH_SECONDS
 
@@ -51,6 +52,8 @@ class NodeSettings(msgspec.Struct, frozen=True):
     """Where it is paid; None: nowhere."""
     seller: SellerSettings | None = None
     """What it asks; None: nothing."""
+    service_window: int = WINDOW_SECONDS
+    """Seconds over which service levels are promised: the same for all members of a network."""
 
 
 def beacon_operators(names: Iterable[str]) -> tuple[NodeId, ...]:

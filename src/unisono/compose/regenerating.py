@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 import msgspec
 
@@ -22,10 +22,16 @@ from unisono.models.weights import BlockWeights
 from unisono.types import LayerRange, ModelId, canonical
 from unisono.wire.identity import Identity
 
+if TYPE_CHECKING:  # a process that only audits knows no chain
+    from unisono.settlement.advocates import Appeal
+
 LENGTH_BYTES = 4
 """Before every message on a pipe: how long it is."""
 
 Load = Callable[[StoredModel, LayerRange], BlockWeights]
+HOLDINGS = "unisono.verification.fraud.positions:holdings_of"
+"""What makes the holdings that a node defends in disputes; tests and demonstrations put liars in
+its place."""
 
 
 class Setup(msgspec.Struct, frozen=True, tag=True):
@@ -36,6 +42,8 @@ class Setup(msgspec.Struct, frozen=True, tag=True):
     model: ModelId
     weights: str
     """MODULE:NAME of what reads a block's weights."""
+    holdings: str
+    """MODULE:NAME of what makes holdings (`HOLDINGS`), or MODULE:NAME:WORD of what makes that."""
     threads: int
     nice: int
 
@@ -72,6 +80,33 @@ class Hear(msgspec.Struct, frozen=True, tag=True):
     move: bytes
 
 
+class Plead(msgspec.Struct, frozen=True, tag=True):
+    """A dispute on a chain begins; answered with nothing."""
+
+    brief: bytes
+    state: bytes
+    """As the court logged it first, in the form of `settlement.briefs`."""
+
+
+class Logged(msgspec.Struct, frozen=True, tag=True):
+    """The court logged a move; answered with nothing."""
+
+    state: bytes
+    shown: bytes
+
+
+class Speak(msgspec.Struct, frozen=True, tag=True):
+    """What this side sends to the court now; answered with a `Spoken`, or with nothing."""
+
+
+class Spoken(msgspec.Struct, frozen=True):
+    """A call of the court or its judge."""
+
+    function: str
+    contract: Literal["court", "judge"]
+    data: bytes
+
+
 class Told(msgspec.Struct, frozen=True, tag=True):
     """What was asked for."""
 
@@ -85,7 +120,7 @@ class Declined(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-Ask = Summon | Open | Defend | Hear
+Ask = Summon | Open | Defend | Hear | Plead | Logged | Speak
 Reply = Told | Declined
 
 
@@ -102,8 +137,8 @@ class Work:
         """Raises:
         UnisonoError: the model is not in the store.
         """
-        module, _, name = setup.weights.partition(":")
-        self._load = cast(Load, getattr(importlib.import_module(module), name))
+        self._load = cast(Load, _named(setup.weights))
+        self._holdings = setup.holdings
         self._identity = Identity.from_seed(setup.seed)
         self._model = ModelStore(Path(setup.store)).get(setup.model)
         self._answer: Callable[[Ask], bytes] | None = None
@@ -119,6 +154,8 @@ class Work:
             return self._summoned(ask)
         if isinstance(ask, Defend):
             return self._defend(ask)
+        if isinstance(ask, Plead):
+            return self._plead(ask)
         if self._answer is None:
             raise PeerCheating("nothing was begun")
         return self._answer(ask)
@@ -148,7 +185,6 @@ class Work:
     def _defend(self, ask: Defend) -> bytes:
         from unisono.verification.fraud.hosting import Side
         from unisono.verification.fraud.parties import Defender
-        from unisono.verification.fraud.positions import holdings_of
         from unisono.verification.fraud.wire import checked_rows, decode_dispute
 
         dispute = decode_dispute(ask.dispute)
@@ -158,7 +194,8 @@ class Work:
         if rows is None and ask.widths:
             rows = checked_rows(subject, ask.widths, ask.rows)
         weights = self._load(self._model, subject.claim.layers)
-        player = Defender(self._identity, holdings_of(subject, weights, dispute.answer, rows))
+        make = _named(self._holdings)
+        player = Defender(self._identity, make(subject, weights, dispute.answer, rows))
 
         def move(heard: Ask) -> bytes:
             if not isinstance(heard, Hear):
@@ -168,6 +205,51 @@ class Work:
 
         self._answer = move
         return msgspec.msgpack.encode(side.speak(player))
+
+    def _plead(self, ask: Plead) -> bytes:
+        from unisono.settlement.advocates import Case, Defence
+        from unisono.settlement.briefs import decode_brief, decode_state
+        from unisono.verification.fraud.descriptors import descriptors
+        from unisono.verification.fraud.parties import Defender
+        from unisono.verification.fraud.wire import checked_rows
+
+        brief = decode_brief(ask.brief)
+        subject = brief.subject
+        if brief.claim is None:
+            raise PeerCheating("a brief without a claim for the chain")
+        rows = checked_rows(subject, brief.widths, brief.rows) if brief.widths else None
+        weights = self._load(self._model, subject.claim.layers)
+        holdings = _named(self._holdings)(subject, weights, brief.answer, rows)
+        case = Case(subject, brief.claim, descriptors(subject.manifest))
+        defence = Defence(case, decode_state(ask.state), Defender(self._identity, holdings))
+
+        def speak(asked: Ask) -> bytes:
+            if isinstance(asked, Logged):
+                defence.hear(decode_state(asked.state), asked.shown)
+                return b""
+            if not isinstance(asked, Speak):
+                raise PeerCheating("no part of a dispute on a chain")
+            appeal = defence.appeal()
+            return b"" if appeal is None else msgspec.msgpack.encode(_spoken(appeal))
+
+        self._answer = speak
+        return b""
+
+
+def _spoken(appeal: Appeal) -> Spoken:
+    from unisono.settlement.artifacts import artifact
+    from unisono.settlement.claims import NO_PAYER
+    from unisono.settlement.ledger.contract import Contract
+
+    interface = Contract(NO_PAYER, artifact(appeal.contract).abi)
+    data = interface.encode(appeal.function, *appeal.arguments)
+    return Spoken(appeal.function, appeal.contract, data)
+
+
+def _named(path: str) -> Callable[..., Any]:
+    module, name, *word = path.split(":")
+    found = cast("Callable[..., Any]", getattr(importlib.import_module(module), name))
+    return found(*word) if word else found
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from unisono.models.store import StoredModel
 from unisono.routing.gossip import Gossip
 from unisono.routing.membership import Membership
 from unisono.routing.swarm import Swarm
-from unisono.types import LayerRange, ModelId, PeerAddress
+from unisono.types import LayerRange, PeerAddress
 from unisono.wire.identity import Identity
 from unisono.wire.records import NodeRecord
 from unisono.wire.transports import make_transport
@@ -147,13 +147,4 @@ class Replica:
     def _describe(self) -> NodeRecord:
         """What this end says of itself: that it holds nothing."""
         assert self._address is not None
-        return NodeRecord(
-            node=self._identity.node_id,
-            address=self._address,
-            model=ModelId(""),
-            layers=LayerRange(0, 0),
-            free_positions=0,
-            sessions=0,
-            sequence=0,
-            expires=0,
-        )
+        return NodeRecord.of_member(self._address)

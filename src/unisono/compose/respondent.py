@@ -18,11 +18,13 @@ import sys
 from collections import OrderedDict
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from unisono.clock import Clock
 from unisono.compose.regenerating import (
+    HOLDINGS,
     LENGTH_BYTES,
     Ask,
     Declined,
@@ -49,6 +51,8 @@ from unisono.wire.audit_messages import (
     DisputeCall,
     DisputeMove,
     DisputeOver,
+    SettlementAsked,
+    SettlementSigned,
 )
 from unisono.wire.claims import EPOCH_SECONDS, RETENTION_EPOCHS, HopClaim, epoch_at
 from unisono.wire.frames import decode_frame, encode_frame
@@ -56,6 +60,9 @@ from unisono.wire.identity import Identity
 from unisono.wire.messages import Message, Refused
 from unisono.wire.transports.allowance import Bucket
 from unisono.wire.transports.base import Stream
+
+if TYPE_CHECKING:  # nodes without a chain do not load its libraries
+    from unisono.compose.counsel import Counsel
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +84,11 @@ AUDIT_NICE, DISPUTE_NICE = 19, 5
 """A dispute is lost by lateness, an audit is not."""
 
 
+def dispute_threads() -> int:
+    """Threads for a dispute: half of this machine's."""
+    return max(1, (os.cpu_count() or 1) // 2)
+
+
 class Respondent:
     """Answers for the claims of one node and one model."""
 
@@ -88,9 +100,13 @@ class Respondent:
         clock: Clock,
         weights: Load,
         epoch_seconds: int = EPOCH_SECONDS,
+        holdings: str = HOLDINGS,
     ) -> None:
         """`weights` reads a block: a function at the top of a module. `epoch_seconds`: the
-        network's length of an epoch, which claims name."""
+        network's length of an epoch, which claims name. `holdings`: see `regenerating.Setup`."""
+        self._holdings = holdings
+        self.counsel: Counsel | None = None
+        """Signs claims for a chain and answers for them there; None: nobody does."""
         self._epoch_seconds = epoch_seconds
         self._identity, self._model = identity, model
         self._kept, self._clock = kept, clock
@@ -110,6 +126,8 @@ class Respondent:
                 await self._audit(stream, bytes(body))
             elif isinstance(message, DisputeCall):
                 await self._dispute(stream, bytes(body))
+            elif isinstance(message, SettlementAsked):
+                await self._sign(stream, message, bytes(body))
             else:
                 raise PeerCheating(f"{type(message).__name__} begins no audit and no dispute")
         except PeerRefused as refusal:
@@ -124,7 +142,7 @@ class Respondent:
             raise PeerRefused(f"audits of up to {MAX_AUDITED_POSITIONS} positions", "too_long")
         rows = self._rows(claim)
         with self._audits.turn(claim, self._bucket):
-            process = await self._start(AUDIT_NICE, 1)
+            process = await self.process(AUDIT_NICE, 1)
             try:
                 async with asyncio.timeout(AUDIT_SECONDS):
                     await self._open(stream, process, Summon(data, *rows))
@@ -133,7 +151,7 @@ class Respondent:
             finally:
                 await process.close()
 
-    async def _open(self, stream: Stream, process: _Process, summon: Summon) -> None:
+    async def _open(self, stream: Stream, process: Regeneration, summon: Summon) -> None:
         trace = await process.ask(summon)
         await stream.send(encode_frame(AuditTrace(), trace))
         for _ in range(MAX_CHALLENGES):
@@ -152,7 +170,7 @@ class Respondent:
         self._check(claim)
         rows = self._rows(claim) if not dispute.widths else (b"", b"")
         with self._disputes.turn(claim):
-            process = await self._start(DISPUTE_NICE, max(1, (os.cpu_count() or 1) // 2))
+            process = await self.process(DISPUTE_NICE, dispute_threads())
             try:
                 moves = await process.ask(Defend(data, *rows))
                 while True:
@@ -190,16 +208,38 @@ class Respondent:
         hidden = self._model.manifest.config.hidden_size
         return bytes(len(row) // hidden for row in rows), b"".join(rows)
 
-    async def _start(self, nice: int, threads: int) -> _Process:
+    async def _sign(self, stream: Stream, message: SettlementAsked, data: bytes) -> None:
+        if self.counsel is None:
+            raise PeerRefused("this node has no account on a chain", "no_chain")
+        from unisono.settlement.briefs import decode_brief
+
+        brief = decode_brief(data)
+        claim = brief.subject.claim
+        self._check(claim)
+        if stream.peer != claim.gateway:
+            raise PeerRefused("claims are signed for the gateway that they name", "not_yours")
+        if claim.layers.start:
+            widths, rows = self._rows(claim)
+            brief = msgspec.structs.replace(brief, widths=widths, rows=rows)
+        signature = await self.counsel.sign(brief, message.payer)
+        await stream.send(encode_frame(SettlementSigned(), signature))
+
+    async def process(self, nice: int, threads: int) -> Regeneration:
+        """A process that computes again; whoever asks for one closes it.
+
+        Raises:
+            PeerRefused: it does not start.
+        """
         setup = Setup(
             self._identity.secret_seed(),
             str(self._model.path.parent.parent),
             self._model.id,
             self._weights,
+            self._holdings,
             threads,
             nice,
         )
-        return await _Process.start(setup)
+        return await Regeneration.start(setup)
 
 
 class _Turns:
@@ -232,14 +272,14 @@ class _Turns:
             self._running -= 1
 
 
-class _Process:
+class Regeneration:
     """A process that regenerates (`compose.regenerating`)."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     @classmethod
-    async def start(cls, setup: Setup) -> _Process:
+    async def start(cls, setup: Setup) -> Regeneration:
         made = cls(
             await asyncio.create_subprocess_exec(
                 sys.executable,

@@ -13,12 +13,20 @@ import msgspec
 from unisono.clock import Clock
 from unisono.compose.chain_settings import ChainSettings, SellerSettings
 from unisono.errors import ConfigurationError, SettlementError
+from unisono.market.service_log import ServiceLog
+from unisono.market.sla import WINDOW_SECONDS
+from unisono.routing.membership import Membership
+from unisono.types import NodeId
 from unisono.wire.identity import Identity
-from unisono.wire.records import NodeRecord
+from unisono.wire.records import LEASE_SECONDS, NodeRecord
 
 if TYPE_CHECKING:
+    from unisono.compose.counsel import Counsel
+    from unisono.compose.credit_desk import CreditDesk
+    from unisono.compose.respondent import Respondent
     from unisono.compose.wallet import Wallet
     from unisono.market.pricing import Machine
+    from unisono.models.store import StoredModel
     from unisono.settlement.payments.till import Till
     from unisono.settlement.stakes import OwnStake
 
@@ -50,6 +58,8 @@ class Sale:
         self._layer_count = layer_count
         self._own = own
         self._machine = machine
+        self._kept: ServiceLog | None = None
+        self._desk: CreditDesk | None = None
         self._priced_at = -REVIEW_SECONDS
         self._running = asyncio.create_task(till.run())
         self._reviewing = asyncio.create_task(self._review())
@@ -63,8 +73,10 @@ class Sale:
         clock: Clock,
         layer_count: int,
         report: Callable[[str], None] = log.info,
+        window_seconds: int = WINDOW_SECONDS,
     ) -> Sale | None:
-        """Begin to sell; None where nothing is sold.
+        """Begin to sell; None where nothing is sold. `window_seconds`: over which service levels
+        are promised.
 
         Raises:
             ConfigurationError: prices without a chain, or a file that is not what it should be.
@@ -86,7 +98,7 @@ class Sale:
         wallet = await Wallet.open(chain, identity, clock)
         try:
             own = None
-            till = wallet.till(seller, layer_count)
+            till = wallet.till(seller, layer_count, window_seconds)
             if seller.stake:
                 report("staking")
                 own = wallet.own_stake(identity)
@@ -95,6 +107,45 @@ class Sale:
         except BaseException:
             await wallet.close()
             raise
+
+    def desk(
+        self,
+        members: Membership,
+        window_seconds: int,
+        convicted_at: Callable[[NodeId], float | None],
+    ) -> CreditDesk:
+        """What answers for the service level that is promised. See `CreditDesk`.
+
+        Raises:
+            ConfigurationError: its file cannot be used.
+        """
+        from unisono.compose.credit_desk import CreditDesk
+
+        folder = self._wallet.folder
+        self._kept = ServiceLog(
+            None if folder is None else folder / f"service-{members.own[:16]}.sqlite",
+            window_seconds,
+            LEASE_SECONDS,
+            self._clock.now(),
+            of_itself=True,
+        )
+        self._desk = CreditDesk(self.till, self._kept, members, self._clock, convicted_at)
+        return self._desk
+
+    async def counsel(
+        self, respondent: Respondent, model: StoredModel, epoch_seconds: int
+    ) -> Counsel | None:
+        """What answers for this node's claims before the court; None of a node without a stake.
+
+        Raises:
+            ConfigurationError: the court counts epochs of another length.
+            SettlementError: the chain does not answer.
+        """
+        if self._own is None:
+            return None
+        from unisono.compose.counsel import Counsel
+
+        return await Counsel.open(respondent, self._wallet, model, self._clock, epoch_seconds)
 
     def priced(self, record: NodeRecord) -> NodeRecord:
         """A record with what is asked; unsigned. The floor of a machine is found once a minute,
@@ -136,6 +187,9 @@ class Sale:
         """Redeem what is left, and close everything; idempotent."""
         self._running.cancel()
         self._reviewing.cancel()
+        if self._kept is not None and self._desk is not None:
+            self._desk.look()  # the record that says farewell
+            self._kept.close()
         try:
             async with asyncio.timeout(LAST_SECONDS):
                 await self.till.redeem()

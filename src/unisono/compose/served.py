@@ -35,4 +35,5 @@ async def _served(model: StoredModel, aliases: tuple[str, ...]) -> ServedModel:
         context_length=model.manifest.config.context_length,
         layer_count=model.layer_count,
         aliases=tuple(alias for alias in aliases if alias != model.id),
+        row_bytes=4 * model.manifest.config.hidden_size,
     )

@@ -24,6 +24,8 @@ FRESH_SECONDS = 60.0
 STALE_SECONDS = 600.0
 """How long it is gone by while the chain is away; after that it counts as none."""
 LOOK_SECONDS = 1.0
+DISTRUST_SECONDS = 86_400.0
+"""How long a node that does not sign for its stake has none."""
 MAX_STAKES = 4096
 """Stakes that are kept; the oldest reading goes first."""
 
@@ -50,6 +52,7 @@ class StakedMembers:
         self._registry = registry
         self._clock = clock
         self._readings: dict[tuple[NodeId, str], _Reading] = {}
+        self._distrusted: dict[NodeId, float] = {}
 
     def records(self) -> list[NodeRecord]:
         """See `Members`."""
@@ -63,6 +66,20 @@ class StakedMembers:
         """See `Members`."""
         self._members.suspect(node)
 
+    def staked(self, node: NodeId) -> NodeRecord | None:
+        """A node's record, if it has a stake."""
+        for record in self.records():
+            if record.node == node and record.terms is not None and record.terms.stake:
+                return record
+        return None
+
+    def distrust(self, node: NodeId) -> None:
+        """A node's stake counts as none for `DISTRUST_SECONDS`: it does not answer for it."""
+        self._distrusted.pop(node, None)
+        self._distrusted[node] = self._clock.monotonic()
+        while len(self._distrusted) > MAX_STAKES:
+            del self._distrusted[next(iter(self._distrusted))]
+
     def _corrected(self, record: NodeRecord) -> NodeRecord:
         """A record with the stake that was read: 0 until it was."""
         terms = record.terms
@@ -72,6 +89,9 @@ class StakedMembers:
         amount = 0
         if reading is not None and self._clock.monotonic() - reading.at < STALE_SECONDS:
             amount = reading.amount
+        distrusted = self._distrusted.get(record.node)
+        if distrusted is not None and self._clock.monotonic() - distrusted < DISTRUST_SECONDS:
+            amount = 0
         if amount == terms.stake:
             return record
         return msgspec.structs.replace(record, terms=msgspec.structs.replace(terms, stake=amount))

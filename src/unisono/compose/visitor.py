@@ -11,7 +11,7 @@ from unisono.compose.front_door import FrontDoor
 from unisono.errors import ConfigurationError, PeerGone, WireError
 from unisono.routing.gossip import Gossip
 from unisono.routing.membership import Membership
-from unisono.types import LayerRange, ModelId, NodeId, PeerAddress
+from unisono.types import NodeId, PeerAddress
 from unisono.wire.identity import Identity
 from unisono.wire.records import NodeRecord
 from unisono.wire.transports import make_transport
@@ -118,13 +118,4 @@ class Visitor:
     def _describe(self) -> NodeRecord:
         """A member that holds nothing."""
         assert self._address is not None
-        return NodeRecord(
-            node=self._identity.node_id,
-            address=self._address,
-            model=ModelId(""),
-            layers=LayerRange(0, 0),
-            free_positions=0,
-            sessions=0,
-            sequence=0,
-            expires=0,
-        )
+        return NodeRecord.of_member(self._address)

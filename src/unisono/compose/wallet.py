@@ -12,6 +12,7 @@ from pathlib import Path
 from unisono.clock import Clock
 from unisono.compose.chain_settings import ChainSettings, SellerSettings
 from unisono.errors import ConfigurationError
+from unisono.market.sla import WINDOW_SECONDS
 from unisono.settlement.eip712 import parse_address
 from unisono.settlement.ledger.delivery import OutboxSettings
 from unisono.settlement.ledger.deployment import Deployment, check_deployment, load_deployment
@@ -98,7 +99,10 @@ class Wallet:
         outbox: Outbox,
         books: Books,
         clock: Clock,
+        folder: Path | None = None,
     ) -> None:
+        """`folder`: where its state is kept; None: nowhere."""
+        self.folder = folder
         self.key = key
         self.ledger = ledger
         self.deployment = deployment
@@ -143,16 +147,26 @@ class Wallet:
             await ledger.close()
             raise
         books = Books(None if folder is None else folder / "accounts.sqlite")
-        return cls(key, ledger, deployment, outbox, books, clock)
+        return cls(key, ledger, deployment, outbox, books, clock, folder)
 
-    def purse(self, deposit: int) -> Purse:
-        """What pays nodes."""
+    def purse(self, deposit: int, window_seconds: int = WINDOW_SECONDS) -> Purse:
+        """What pays nodes. `window_seconds`: over which service levels are promised."""
         if self._purse is None:
-            self._purse = Purse(self.key, self.channels, self._books, self._clock, deposit=deposit)
+            self._purse = Purse(
+                self.key,
+                self.channels,
+                self._books,
+                self._clock,
+                deposit=deposit,
+                window_seconds=window_seconds,
+            )
         return self._purse
 
-    def till(self, seller: SellerSettings, layer_count: int) -> Till:
-        """What takes payments for a block of a model of so many layers.
+    def till(
+        self, seller: SellerSettings, layer_count: int, window_seconds: int = WINDOW_SECONDS
+    ) -> Till:
+        """What takes payments for a block of a model of so many layers. `window_seconds`: over
+        which service levels are promised.
 
         Raises:
             ConfigurationError: the payee is no address.
@@ -167,6 +181,7 @@ class Wallet:
             window=seller.window,
             operator=None if payee == self.key.address else self.key.address,
             tier=seller.tier,
+            window_seconds=window_seconds,
         )
         if seller.floor is None:
             till.ask(seller.price_in, seller.price_out)
@@ -174,7 +189,7 @@ class Wallet:
 
     def own_stake(self, identity: Identity) -> OwnStake:
         """The stake of this account on a node."""
-        return OwnStake(self.ledger, self.deployment, self.outbox, identity)
+        return OwnStake(self.ledger, self.deployment, self.outbox, identity, self._clock)
 
     def registry(self) -> Registry:
         """What says what others have staked."""

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unisono.errors import UnisonoError
 from unisono.execution.pace import PassCost
@@ -104,6 +103,9 @@ class Engine:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
         self._waiting: deque[_Step] = deque()
+        self._posted: dict[asyncio.AbstractEventLoop, list[_Step]] = {}
+        """Steps of a loop's present turn. They wait together from its end on: taken one by one,
+        they would be passes of their own."""
         self._errands: deque[Callable[[], None]] = deque()
         self._resident: dict[SessionCache, int] = {}
         """Sessions that have begun, with the number of their first step: their age."""
@@ -150,12 +152,25 @@ class Engine:
         """
         loop = asyncio.get_running_loop()
         step = _Step(cache, start, source, tuple(draws), loop.create_future(), loop)
-        with self._wake:
-            if self._closed:
-                raise UnisonoError("the engine is closed")
-            self._waiting.append(step)
-            self._wake.notify()
+        if self._closed:
+            raise UnisonoError("the engine is closed")
+        turn = self._posted.get(loop)
+        if turn is None:
+            turn = self._posted[loop] = []
+            loop.call_soon(self._hand_over, loop)
+        turn.append(step)
         return await step.future
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
+        steps = self._posted.pop(loop, None)
+        if steps:
+            with self._wake:
+                self._waiting += steps
+                self._wake.notify()
+
+    def _hand_over_all(self) -> None:
+        for loop in tuple(self._posted):
+            self._hand_over(loop)
 
     async def warm_up(self) -> None:
         """Run some passes over made-up rows: weights and code are in place for the first answer,
@@ -212,6 +227,7 @@ class Engine:
             self._used.pop(cache, None)
             cache.close()
 
+        self._hand_over_all()  # a step that was posted before must not come after
         self._send(free)
 
     async def close(self) -> None:
@@ -220,6 +236,7 @@ class Engine:
             self._closed = True
             self._wake.notify()
         await asyncio.to_thread(self._thread.join)
+        self._hand_over_all()
         while self._waiting:
             _deliver([(self._waiting.popleft(), UnisonoError("the engine is closed"))])
         while self._errands:
@@ -397,6 +414,7 @@ class Engine:
     def _settle(self, batch: list[_Part], outcomes: Sequence[Any]) -> None:
         """Deliver the steps that are done, or failed."""
         ready: list[tuple[_Step, StepResult | Exception]] = []
+        done: list[_Step] = []
         for part, outcome in zip(batch, outcomes, strict=True):
             step = part.step
             if isinstance(outcome, Exception):
@@ -411,27 +429,37 @@ class Engine:
                     step.tokens.append(SampledToken(at, choice.token, choice.logprob, choice.top))
             step.done += part.count
             if step.left == 0:
-                ready.append((step, _result(step)))
-        for step, _ in ready:
-            self._forget(step)
+                done.append(step)
+        ready += zip(done, _results(done), strict=True)
+        with self._wake:
+            for step, _ in ready:
+                if step in self._waiting:
+                    self._waiting.remove(step)
         _deliver(ready)
 
-    def _forget(self, step: _Step) -> None:
-        with self._wake:
-            if step in self._waiting:
-                self._waiting.remove(step)
 
-
-def _result(step: _Step) -> StepResult:
-    rows: NDArray[np.int64] = step.parts[0] if len(step.parts) == 1 else np.concatenate(step.parts)
-    widths, encoded = encode_rows(rows)
-    return StepResult(
-        widths,
-        tuple(bytes(row) for row in encoded),
-        tuple(row_hash(row) for row in encoded),
-        tuple(step.tokens),
-        tuple(step.distributions),
-    )
+def _results(steps: Sequence[_Step]) -> list[StepResult]:
+    """What steps produced; their rows are encoded in one go."""
+    if not steps:
+        return []
+    parts = [part for step in steps for part in step.parts]
+    widths, encoded = encode_rows(parts[0] if len(parts) == 1 else np.concatenate(parts))
+    results: list[StepResult] = []
+    first = 0
+    for step in steps:
+        stop = first + len(step.source)
+        rows = encoded[first:stop]
+        results.append(
+            StepResult(
+                widths[first:stop],
+                tuple(bytes(row) for row in rows),
+                tuple(row_hash(row) for row in rows),
+                tuple(step.tokens),
+                tuple(step.distributions),
+            )
+        )
+        first = stop
+    return results
 
 
 def _deliver(ready: Sequence[tuple[_Step, StepResult | Exception]]) -> None:

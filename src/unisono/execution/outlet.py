@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from unisono.errors import PeerRefused
 from unisono.types import SampledToken, SessionId
@@ -17,24 +16,6 @@ CHUNK_BYTES = 1 << 20
 """Rows of a prompt in one message: the next hop starts on them while more are on the way."""
 JOURNAL_BYTES = 256 << 20
 """Rows that one session's journal keeps; a session that outgrows it is replayed from its start."""
-
-
-class Outlet(Protocol):
-    """The end of a hop towards the next one in the ring."""
-
-    link: Link | None
-
-    def rewire(self, link: Link | None, position: int) -> None:
-        """Send to `link` from now on, beginning again at `position`.
-
-        Raises:
-            PeerRefused: the journal does not reach back that far.
-        """
-        ...
-
-    def pump(self) -> None:
-        """Post what has not been sent yet."""
-        ...
 
 
 class RowsOutlet:
@@ -93,7 +74,11 @@ class RowsOutlet:
         self._cursor = max(self._floor, min(self._cursor, position))
 
     def rewire(self, link: Link | None, position: int) -> None:
-        """See `Outlet.rewire`."""
+        """Send to `link` from now on, beginning again at `position`.
+
+        Raises:
+            PeerRefused: the journal does not reach back that far.
+        """
         if position < self._first:
             raise PeerRefused(
                 f"the journal begins at position {self._first}, not at {position}", "journal_gone"
@@ -103,7 +88,7 @@ class RowsOutlet:
         self.pump()
 
     def pump(self) -> None:
-        """See `Outlet.pump`."""
+        """Post what has not been sent yet."""
         while self.link is not None and self._cursor < self.position:
             if not self.link.has_room:
                 self.link.when_room(self.pump)
@@ -146,14 +131,18 @@ class TokensOutlet:
         self.pump()
 
     def rewire(self, link: Link | None, position: int) -> None:
-        """See `Outlet.rewire`."""
+        """Send to `link` from now on, beginning again at `position`.
+
+        Raises:
+            PeerRefused: the journal does not reach back that far.
+        """
         if position < self._first:
             raise PeerRefused(f"tokens before position {self._first} are not kept", "journal_gone")
         self.link, self._cursor = link, position
         self.pump()
 
     def pump(self) -> None:
-        """See `Outlet.pump`."""
+        """Post what has not been sent yet."""
         if self.link is None:
             return
         for chunk in _chunks(self._tokens[self._cursor - self._first :]):

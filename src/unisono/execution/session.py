@@ -82,6 +82,7 @@ class ArrivedRows:
 
 
 Arrival = ArrivedRows | Tokens | Rewire | Given
+_NO_TOKENS = np.empty(0, dtype=np.int32)
 
 
 class Inbox:
@@ -230,8 +231,7 @@ class HopSession:
         s = self.opened.sampling
         penalised = s.repetition_penalty != Q16 or s.presence_penalty or s.frequency_penalty
         if not penalised:  # only penalties look at the tokens: copying them would cost O(length)
-            none = np.array((), dtype=np.int32)
-            return (Draw(s, none, 0, self.opened.top_logprobs, weigh),) * count
+            return (Draw(s, _NO_TOKENS, 0, self.opened.top_logprobs, weigh),) * count
         guessed = ids[max(0, known - position) :]
         tokens = np.array([*self.tokens, *guessed], dtype=np.int32)
         prompt, logprobs = self.opened.prompt, self.opened.top_logprobs

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,7 @@ class Worker:
         kept: KeptRows | None = None,
         till: Till | None = None,
         epoch_seconds: int = EPOCH_SECONDS,
+        last_signed: Path | None = None,
     ) -> None:
         """`overcommit`: how many times over the memory for keys and values may be promised.
         `kept`: where rows that came in are kept once they were signed for; None: nowhere.
@@ -94,7 +96,7 @@ class Worker:
         self._sessions: dict[SessionId, HopSession] = {}
         self._early = EarlyMessages(self._clock)
         self._past = PastAnswers()
-        self._signed = SignedClaims(identity, self._clock, epoch_seconds)
+        self._signed = SignedClaims(identity, self._clock, epoch_seconds, last_signed)
         self._kept = kept
         self._till = till
         self._links = Links(transport, self._clock, self._receive, self._lost)
@@ -222,6 +224,12 @@ class Worker:
             raise PeerRefused("the session names another gateway than the peer", "wrong_gateway")
         if self.leaving:
             raise PeerRefused("this node is leaving", "leaving")
+        if wait := self._signed.wait:
+            raise PeerRefused(
+                f"this node was started again in an epoch in which it signed: in {wait:.0f} s it "
+                "takes sessions again",
+                "not_ready",
+            )
         if opened.model != self._model or opened.layers != self._layers:
             raise PeerRefused(
                 f"this node holds layers {self._layers} of model {self._model[:12]}…, not "

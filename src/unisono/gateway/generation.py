@@ -6,11 +6,17 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from unisono.clock import Clock
-from unisono.errors import AnswerInterrupted, NetworkError, RequestError, WireError
+from unisono.errors import (
+    AnswerInterrupted,
+    NetworkError,
+    OfferMissing,
+    RequestError,
+    WireError,
+)
 from unisono.gateway.admission import Admission, Permit
 from unisono.gateway.completion import Ended, Event, Opened, Piece
 from unisono.gateway.dispatch import Dispatch, Route, trouble_of
@@ -48,7 +54,10 @@ class Generation:
         admission: Admission,
         clock: Clock,
         metrics: GatewayMetrics,
+        ended: Callable[[bool], None] | None = None,
     ) -> None:
+        """`ended` is told of every choice how it ended, unless the client ended it or is at fault
+        itself."""
         self.ask = ask
         """As the source that answers was asked; until `start` has ended, as the client asked."""
         self.receipt_ids = tuple(secrets.token_hex(16) for _ in ask.requests)
@@ -57,6 +66,7 @@ class Generation:
         self._admission = admission
         self._clock = clock
         self._metrics = metrics
+        self._ended = ended
         self._permit: Permit | None = None
         self._route: Route | None = None
         self._source: Source | None = None
@@ -111,6 +121,9 @@ class Generation:
                 failures.append(f"{source.label}: {error}")
                 continue
             self.ask, self._source = ask, source
+            for task in self._tasks:
+                if task.done() and not task.cancelled():
+                    self._count(task)
             if self._unfinished == 0:
                 self._release()
             if source.kind != "network":
@@ -118,6 +131,8 @@ class Generation:
                 self._metrics.fallbacks.labels(source.kind, reason.value).inc()
             return
         assert failed is not None, "the network is always asked"
+        if self._ended is not None and not isinstance(failed, OfferMissing):
+            self._ended(False)
         raise self._dispatch.explained(failed, failures)
 
     async def _open(self, source: Source, ask: Ask) -> None:
@@ -178,6 +193,11 @@ class Generation:
             if ticking is not None:
                 ticking.cancel()
 
+    @property
+    def has_more(self) -> bool:
+        """Whether `events` has something that it does not have to wait for."""
+        return bool(self._early) or not self._queue.empty()
+
     async def close(self) -> None:
         """Cancel what still runs, and free the nodes and the place; idempotent."""
         for task in self._tasks:
@@ -197,10 +217,18 @@ class Generation:
         if task.cancelled():
             # By `close`, when nobody listens any more, or by something inside the network.
             self._put(Failed(AnswerInterrupted("the answer was cancelled: try again")))
-        elif (error := task.exception()) is not None:
+            return
+        if self._source is not None:
+            self._count(task)
+        if (error := task.exception()) is not None:
             if isinstance(error, AnswerInterrupted):
                 self._dispatch.interrupted()
             self._put(Failed(error))
+
+    def _count(self, task: asyncio.Task[None]) -> None:
+        error = task.exception()
+        if self._ended is not None and not isinstance(error, RequestError):
+            self._ended(error is None)
 
     def _release(self) -> None:
         if self._permit is not None:

@@ -52,7 +52,8 @@ def set_headers(request: Request, headers: dict[str, str]) -> None:
     request.state.error_headers = headers
 
 
-def _authenticate(request: Request) -> None:
+async def _authenticate(request: Request) -> None:
+    # not a plain function: those are called in a thread of a pool
     service_of(request).keys.check(request.headers.get("authorization"))
 
 
@@ -114,6 +115,12 @@ async def network(request: Request) -> Response:
 async def payments(request: Request) -> Response:
     """What this gateway paid to nodes, channel by channel."""
     return _json(service_of(request).statement())
+
+
+@api_routes.get("/sla")
+async def sla(request: Request) -> Response:
+    """What nodes and this gateway promise and keep: see `sla.ServiceReport`."""
+    return _json(service_of(request).service_report())
 
 
 @api_routes.get("/receipts/{name}")

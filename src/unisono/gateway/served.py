@@ -26,6 +26,8 @@ class ServedModel:
     layer_count: int
     """Readiness and availability ask who holds each of these layers."""
     aliases: tuple[str, ...] = ()
+    row_bytes: int | None = None
+    """Bytes of a row between two nodes, where it is known."""
 
     def __post_init__(self) -> None:
         if not is_hex(self.id, 32):

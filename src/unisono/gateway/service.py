@@ -20,6 +20,7 @@ from unisono.gateway.receipts import ReceiptStore
 from unisono.gateway.requests import Ask
 from unisono.gateway.served import ServedModel, ServedModels
 from unisono.gateway.settings import GatewaySettings
+from unisono.gateway.sla import Levels, ServiceReport
 from unisono.gateway.sources import NetworkSource, RemoteSource
 from unisono.gateway.watch import Watch
 from unisono.routing.network import Network
@@ -42,9 +43,11 @@ class GatewayService:
         fallbacks: Sequence[Fallback] = (),
         audits: Auditing | None = None,
         payments: StatementSource | None = None,
+        levels: Levels | None = None,
     ) -> None:
-        """`payments` tells what was paid, if nodes are paid at all. `fallbacks` are asked in their
-        order when the network is in trouble; `audits` is told of every answer of the network.
+        """`payments` tells what was paid, if nodes are paid at all; `levels` measures service
+        levels. `fallbacks` are asked in their order when the network is in trouble; `audits` is
+        told of every answer of the network.
 
         Raises:
             ConfigurationError: there is no model, two share a name, or a fallback names a model
@@ -80,6 +83,7 @@ class GatewayService:
         )
         self._audits = audits
         self._payments = payments
+        self._levels = levels
         self._fallbacks = tuple(
             source_of(each, engine, self.models, self.watch) for each in fallbacks
         )
@@ -87,7 +91,8 @@ class GatewayService:
 
     def generation(self, ask: Ask) -> Generation:
         """The answer to `ask`, not started yet."""
-        return Generation(ask, self._dispatch, self.admission, self.clock, self.metrics)
+        ended = None if self._levels is None else self._levels.answered
+        return Generation(ask, self._dispatch, self.admission, self.clock, self.metrics, ended)
 
     def reply_to(self, error: BaseException) -> ErrorReply:
         """The HTTP form of an error, with this gateway's `Retry-After`."""
@@ -121,6 +126,16 @@ class GatewayService:
         if self._payments is None:
             raise NotFound("this gateway pays nobody: it was started without a chain")
         return self._payments()
+
+    def service_report(self) -> ServiceReport:
+        """What was promised and kept.
+
+        Raises:
+            NotFound: nobody measures it.
+        """
+        if self._levels is None:
+            raise NotFound("this gateway measures no service levels")
+        return self._levels.report()
 
     def convicted(self) -> tuple[ConvictedNode, ...]:
         """The nodes that are proven to have signed something false."""

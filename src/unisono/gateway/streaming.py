@@ -76,8 +76,17 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_all(self, send: Send) -> None:
-        async for data in self._events():
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+        # A write costs more than an event: what is ready together leaves together.
+        ready: list[bytes] = []
+        try:
+            async for data in self._events():
+                ready.append(data)
+                if not self._generation.has_more:
+                    await _send_body(send, ready)
+        except Exception:
+            await _send_body(send, ready)
+            raise
+        await _send_body(send, ready)
 
     async def _events(self) -> AsyncIterator[bytes]:
         ask, form, encode = self._generation.ask, self._form, msgspec.json.encode
@@ -97,3 +106,11 @@ class EventStream(Response):
         if ask.include_usage:
             yield event(encode(form.usage(tokens)))
         yield DONE
+
+
+async def _send_body(send: Send, parts: list[bytes]) -> None:
+    """Send the parts as one, if there are any, and empty the list."""
+    body = b"".join(parts)
+    parts.clear()
+    if body:
+        await send({"type": "http.response.body", "body": body, "more_body": True})

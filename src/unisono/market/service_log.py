@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -68,7 +68,7 @@ class Figures(msgspec.Struct):
 
 
 class ServiceLog:
-    """Use: `heard` and the other events, `look` about once a second, `close`.
+    """Use: `look` about once a second, and after it `heard` and the other events; `close`.
 
     What is changed is written with the next `look`: a killed process loses what it learnt in its
     last second, except outcomes of credits, which are written at once.
@@ -99,15 +99,13 @@ class ServiceLog:
         self._lease_ms = int(lease_seconds * 1000)
         self._of_itself = of_itself
         self._seen: dict[NodeId, Seen] = {}
-        self._figures: dict[tuple[int, NodeId], Figures] = {}
+        self._figures: dict[int, dict[NodeId, Figures]] = {}
         self._changed: set[tuple[int, NodeId]] = set()
         self._renewed: set[NodeId] = set()
         now_ms = int(now * 1000)
         self._sight = Sight(now_ms, now_ms, [])
         self._judged = window_at(now_ms, self.window_ms) - 1
         """The last window that is closed."""
-        self.on_closed: Callable[[int], None] = lambda window: None
-        """Told the number of every window when it is closed."""
         try:
             self._database = _open(path)
             self._load()
@@ -121,8 +119,8 @@ class ServiceLog:
         for node, seen in self._database.execute("SELECT node, seen FROM nodes"):
             self._seen[NodeId(node)] = msgspec.msgpack.decode(seen, type=Seen)
         for number, node, figures in self._database.execute("SELECT * FROM windows"):
-            key = number, NodeId(node)
-            self._figures[key] = msgspec.msgpack.decode(figures, type=Figures)
+            known = msgspec.msgpack.decode(figures, type=Figures)
+            self._figures.setdefault(number, {})[NodeId(node)] = known
         row = self._database.execute("SELECT sight, judged FROM observer").fetchone()
         if row is not None:
             self._sight = msgspec.msgpack.decode(row[0], type=Sight)
@@ -167,8 +165,6 @@ class ServiceLog:
         if not figures.convicted:
             figures.convicted = True
             figures.outcome = ""  # more is due than before
-            if window <= self._judged:
-                self.on_closed(window)
 
     def session(self, node: NodeId, completed: bool, now: float) -> None:
         """A session with the node has ended, as agreed or not."""
@@ -203,8 +199,6 @@ class ServiceLog:
             self._judged = over
             self._forget(over)
         self._write()
-        for window in closed:
-            self.on_closed(window)
 
     # what is known
 
@@ -224,11 +218,11 @@ class ServiceLog:
 
     def windows(self) -> list[int]:
         """Those of which something is known, ascending."""
-        return sorted({window for window, _ in self._figures})
+        return sorted(self._figures)
 
     def figures(self, window: int) -> dict[NodeId, Figures]:
         """Of every node in a window. Of the running one, gaps that have not ended are missing."""
-        return {node: f for (w, node), f in self._figures.items() if w == window}
+        return dict(self._figures.get(window, {}))
 
     def down_now(self, now: float) -> dict[NodeId, int]:
         """Milliseconds of this window that nodes without a lease have been down, up to now."""
@@ -243,18 +237,14 @@ class ServiceLog:
 
     def figures_of(self, window: int, node: NodeId) -> Figures:
         """Of one node in a window."""
-        return self._figures.get((window, node)) or Figures()
+        return self._figures.get(window, {}).get(node) or Figures()
 
-    def down_since(self, window: int, node: NodeId, now: float) -> int:
-        """Milliseconds of a window that a node was down, counting gaps that have not ended."""
-        down = self.figures_of(window, node).down
-        seen = self._seen.get(node)
-        if seen is not None and not seen.leaving:
-            down += self._downs(max(seen.until, seen.counted), int(now * 1000)).get(window, 0)
-        return down
+    def nodes(self) -> set[NodeId]:
+        """Those that were heard lately."""
+        return set(self._seen)
 
-    def known_from(self, node: NodeId) -> bool:
-        """Whether the node was ever heard."""
+    def known(self, node: NodeId) -> bool:
+        """Whether the node was heard lately."""
         return node in self._seen
 
     def promised(self, node: NodeId) -> int:
@@ -278,17 +268,13 @@ class ServiceLog:
             self._at(window, node).down += lost
 
     def _promise(self, window: int, node: NodeId, tier: int) -> None:
-        known = self._figures.get((window, node))
+        known = self._figures.get(window, {}).get(node)
         if known is None or known.tier < tier:
             self._at(window, node).tier = tier
 
     def _at(self, window: int, node: NodeId) -> Figures:
-        key = window, node
-        self._changed.add(key)
-        known = self._figures.get(key)
-        if known is None:
-            known = self._figures[key] = Figures()
-        return known
+        self._changed.add((window, node))
+        return self._figures.setdefault(window, {}).setdefault(node, Figures())
 
     def _close(self, window: int) -> None:
         """Count what is still silent."""
@@ -310,7 +296,7 @@ class ServiceLog:
             del self._seen[node]
             self._database.execute("DELETE FROM nodes WHERE node = ?", (node,))
         oldest = window - WINDOWS_KEPT
-        self._figures = {k: f for k, f in self._figures.items() if k[0] > oldest}
+        self._figures = {w: each for w, each in self._figures.items() if w > oldest}
         self._database.execute("DELETE FROM windows WHERE number <= ?", (oldest,))
 
     def _write(self) -> None:
@@ -320,7 +306,9 @@ class ServiceLog:
         encode = msgspec.msgpack.encode
         nodes = [(n, encode(self._seen[n])) for n in self._renewed if n in self._seen]
         figures = [
-            (*key, encode(self._figures[key])) for key in self._changed & self._figures.keys()
+            (window, node, encode(self._figures[window][node]))
+            for window, node in self._changed
+            if window in self._figures
         ]
         try:
             with self._database as database:

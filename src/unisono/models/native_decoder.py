@@ -222,11 +222,14 @@ class NativeDecoder(Decoder):
         self._library.unisono_discard_page(self._block, group, page)
 
 
+_NONE = np.empty((2, 0), dtype=np.int64)
+
+
 def native_draw(draw: Draw, row: int, position: int, kept: list[Any]) -> library.Draw:
     """A draw as the library reads it; arrays that it points to are added to `kept`."""
     s = draw.sampling
     tokens = np.ascontiguousarray(draw.tokens, dtype=np.int32)
-    bias = np.array(s.logit_bias, dtype=np.int64).reshape(-1, 2).T.copy()
+    bias = np.array(s.logit_bias, dtype=np.int64).reshape(-1, 2).T.copy() if s.logit_bias else _NONE
     kept += [tokens, bias]
     return library.Draw(
         row=row,

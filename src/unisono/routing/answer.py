@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unisono.errors import AnswerInterrupted, NetworkError
-from unisono.routing.chain import Chain, HopLeaving, HopLost, HopRefused, Weighing
+from unisono.routing.chain import Chain, ChainEvent, HopLeaving, Weighing
 from unisono.routing.demand import ANY, Demand
 from unisono.routing.experience import Trial
+from unisono.routing.replies import HopLost, HopRefused
 from unisono.routing.territory import Territory
 from unisono.types import GenerationRequest, NodeId, SampledToken, is_complete
 from unisono.wire.claims import HopClaim
@@ -74,9 +75,7 @@ class RoutedAnswer:
         self._opening: asyncio.Task[None] | None = None
         self._avoid: frozenset[NodeId] = frozenset()
         self._attempts = 0
-        self._events: asyncio.Queue[tuple[Attempt, SampledToken | HopLost | HopLeaving]] = (
-            asyncio.Queue()
-        )
+        self._events: asyncio.Queue[tuple[Attempt, ChainEvent]] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = swarm.clock.monotonic()
 
@@ -112,7 +111,7 @@ class RoutedAnswer:
             self._demand,
             self._weighing,
         )
-        self._spawn(self._listen(attempt))
+        attempt.chain.listen(lambda event: self._events.put_nowait((attempt, event)))
         return attempt
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -120,13 +119,6 @@ class RoutedAnswer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-    async def _listen(self, attempt: Attempt) -> None:
-        while attempt in (self._first, self._second):
-            try:
-                self._events.put_nowait((attempt, await attempt.chain.next()))
-            except (HopLost, HopLeaving) as event:
-                self._events.put_nowait((attempt, event))
 
     async def _hedge(self) -> None:
         """Open a second chain if the first token is late."""

@@ -7,14 +7,15 @@ import logging
 import secrets
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from msgspec import UNSET
 
 from unisono.clock import Clock, SystemClock
-from unisono.errors import PeerCheating, PeerGone, PeerRefused, WireError
+from unisono.errors import PeerCheating, PeerGone
 from unisono.routing.payments import Purse, Tab
+from unisono.routing.replies import HopLost, HopRefused, Replies
 from unisono.types import (
     Distribution,
     GenerationRequest,
@@ -46,18 +47,10 @@ from unisono.wire.sold import Sold
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 OPEN_SECONDS = 15.0
 CLAIM_SECONDS = 10.0
-
-
-class HopLost(WireError):
-    """The chain cannot go on; `node` is the hop to replace, and `at_fault` unless it only could not
-    take its place since another was lost."""
-
-    def __init__(self, message: str, node: NodeId, *, at_fault: bool = True) -> None:
-        super().__init__(message)
-        self.node = node
-        self.at_fault = at_fault
 
 
 class HopLeaving(Exception):
@@ -68,12 +61,7 @@ class HopLeaving(Exception):
         self.node = node
 
 
-class HopRefused(PeerRefused):
-    """A hop said no; `node` is the one."""
-
-    def __init__(self, message: str, code: str, node: NodeId) -> None:
-        super().__init__(message, code)
-        self.node = node
+ChainEvent = SampledToken | HopLost | HopLeaving
 
 
 class Weighing(Protocol):
@@ -145,11 +133,11 @@ class Chain:
         self._purse = purse
         self._layer_count = layer_count
         self._tabs: list[Tab | None] = [None] * len(self.hops)
-        self._events: asyncio.Queue[SampledToken | HopLost | HopLeaving] = asyncio.Queue()
+        self._events: asyncio.Queue[ChainEvent] = asyncio.Queue()
+        self._tell: Callable[[ChainEvent], None] = self._events.put_nowait
         self.on_tokens: Callable[[int], None] = lambda count: None
         """Told how many new tokens came together."""
-        self._replies: dict[tuple[int, type], asyncio.Future[Message]] = {}
-        self._claims: dict[int, asyncio.Future[HopClaim]] = {}
+        self._replies = Replies()
 
     @property
     def _known(self) -> int:
@@ -314,25 +302,25 @@ class Chain:
         assert link is not None
         reply = self._expect(index, Rewired)
         link.post(Rewire(self.session, previous, address, resume))
-        message = await self._await(index, reply, "did not take another neighbour")
-        assert isinstance(message, Rewired)
-        return message
+        return await self._await(index, reply, "did not take another neighbour")
 
-    def _expect(self, index: int, kind: type) -> asyncio.Future[Message]:
-        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._replies[index, kind] = future
-        if self.lost:  # since this began; `lose` knew nothing of this reply
-            future.set_exception(next(iter(self.lost.values())))
-            future.exception()  # retrieved here: another reply may be awaited first
-        return future
+    def _expect(self, index: int, kind: type[T]) -> asyncio.Future[T]:
+        # lost since this began: `lose` knew nothing of this reply
+        return self._replies.expect(index, kind, next(iter(self.lost.values()), None))
 
-    async def _await(self, index: int, reply: asyncio.Future[Message], problem: str) -> Message:
+    async def _await(self, index: int, reply: asyncio.Future[T], problem: str) -> T:
         node = self.hops[index].node
         try:
             async with asyncio.timeout(OPEN_SECONDS):
                 return await reply
         except TimeoutError:
             raise HopLost(f"node {node[:8]} {problem}", node) from None
+
+    def listen(self, listener: Callable[[ChainEvent], None]) -> None:
+        """Have `listener` told of all that happens, at once, instead of asking `next`."""
+        while not self._events.empty():
+            listener(self._events.get_nowait())
+        self._tell = listener
 
     async def next(self) -> SampledToken:
         """The next token.
@@ -361,13 +349,12 @@ class Chain:
         """
         if self.lost:
             raise next(iter(self.lost.values()))
-        loop = asyncio.get_running_loop()
-        self._claims = {i: loop.create_future() for i in range(len(self.hops))}
+        due = [self._expect(i, HopClaim) for i in range(len(self.hops))]
         for link in self._links:
             assert link is not None, "finish() belongs after open()"
             link.post(Finish(self.session, tokens))
         claims: list[HopClaim] = []
-        for index, future in self._claims.items():
+        for index, future in enumerate(due):
             node = self.hops[index].node
             try:
                 async with asyncio.timeout(CLAIM_SECONDS):
@@ -412,8 +399,7 @@ class Chain:
         """End the session on every hop; idempotent."""
         for index in range(len(self.hops)):
             self._abandon(index)
-        for future in (*self._claims.values(), *self._replies.values()):
-            future.cancel()
+        self._replies.cancel()
 
     def _abandon(self, index: int) -> None:
         link, self._links[index] = self._links[index], None
@@ -457,24 +443,16 @@ class Chain:
             else:
                 tab.held(message)
         elif isinstance(message, Opened | Rewired):
-            reply = self._replies.get((index, type(message)))
-            if reply is None:
-                raise PeerCheating(f"{type(message).__name__} was not asked for")
-            if not reply.done():  # else nobody waits any more, since some hop was lost
+            reply = self._replies.waiting(index, type(message))
+            if reply is not None:
                 reply.set_result(message)
         elif isinstance(message, Claimed):
-            future = self._claims.get(index)
-            if future is None:
-                raise PeerCheating("a claim was not asked for")
-            if not future.done():
-                future.set_result(message.joined(body))
+            claim = self._replies.waiting(index, HopClaim)
+            if claim is not None:
+                claim.set_result(message.joined(body))
         elif isinstance(message, Refused):
             refused = HopRefused(f"node {node[:8]}: {message.message}", message.code, node)
-            opening = self._replies.get((index, Opened))
-            if opening is not None and not opening.done():
-                opening.set_exception(refused)
-                opening.exception()  # retrieved here: another hop's failure may be raised first
-            else:
+            if not self._replies.refuse(index, Opened, refused):
                 self.lose(index, HopLost(str(refused), node))
         elif isinstance(message, Failed):
             self._failed(index, message)
@@ -516,13 +494,13 @@ class Chain:
         if self._weighing is not None and not self._weighing.chose(token.position, token.token):
             raise PeerCheating(f"another token for position {token.position} than was given")
         self._generated.append(token.token)
-        self._events.put_nowait(token)
+        self._tell(token)
 
     def _failed(self, index: int, failed: Failed) -> None:
         """The hop to replace is the one that is named, if it is in the chain, else the speaker."""
         nodes = [hop.node for hop in self.hops]
         if failed.code == "leaving":
-            self._events.put_nowait(HopLeaving(nodes[index]))
+            self._tell(HopLeaving(nodes[index]))
             return
         named = failed.peer
         if named in self._former and named not in nodes:
@@ -538,11 +516,8 @@ class Chain:
         if index in self.lost:
             return
         self.lost[index] = lost
-        self._events.put_nowait(lost)
-        for future in (*self._claims.values(), *self._replies.values()):
-            if not future.done():
-                future.set_exception(lost)
-                future.exception()  # retrieved here: nobody may be waiting
+        self._tell(lost)
+        self._replies.fail(lost)
 
     def _drain(self) -> None:
         """Tokens that came stay; what is known of losses is dealt with."""

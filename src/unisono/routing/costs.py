@@ -27,6 +27,8 @@ DEFAULT_LAYER_SECONDS = 0.001
 """A layer's decode step, of a node that neither says nor was measured."""
 RETRY_SECONDS = 2.0
 """What a chain that fails costs its client: another is opened and reads the prompt again."""
+ROW_BYTES = 2048
+"""Of a row between two hops, for a model of which nothing is known."""
 SPREAD = 0.02
 """Gateways see each node this much faster or slower, each in its own way: what looks equal to
 several of them does not draw all their sessions at once."""
@@ -47,7 +49,7 @@ class Costs:
     """Tokens of the prompt that nodes with the whole model need not read again."""
     tokens_per_loop: float = 1.0
     """More than one where drafts are checked several at a time."""
-    row_bytes: int = 2048
+    row_bytes: int = ROW_BYTES
     """Bytes of a row between two hops."""
     opening_trips: float = 0.5
     """Round trips from the gateway to each hop until sessions are open: all open at once, and only
@@ -117,7 +119,8 @@ class Costs:
         """Whether a node can be paid, and promises what is demanded."""
         terms = record.terms
         payable = terms is None or (terms.chain, terms.channels) in self.wallets
-        return payable and self.demand.admits(record)
+        trusted = not self.demand.tier or record.node not in self.reputation.withheld
+        return payable and trusted and self.demand.admits(record)
 
     def worst_price(self, path: Sequence[NodeRecord], layer_count: int) -> int:
         """What a chain costs if the answer is as long as it may be, in millionths of the unit."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from unisono.clock import Clock
 from unisono.routing.coordinates import ORIGIN, Coordinate
-from unisono.routing.costs import Costs, crowded
+from unisono.routing.costs import ROW_BYTES, Costs, crowded
 from unisono.routing.demand import ANY, Demand
 from unisono.routing.links import Links, Seconds
 from unisono.routing.load import Load
@@ -48,7 +48,6 @@ class Experience:
         salt: int = 0,
         price_seconds: float = 0.0,
         wallets: frozenset[Wallet] = frozenset(),
-        row_bytes: int = 2048,
     ) -> None:
         """`here` tells the gateway's own coordinate; `salt` differs between gateways; the others
         are explained in `Costs`."""
@@ -60,7 +59,6 @@ class Experience:
         self._salt = salt
         self._price_seconds = price_seconds
         self._wallets = wallets
-        self._row_bytes = row_bytes
         self._typical = TYPICAL_TOKENS
         self._per_loop = 1.0
 
@@ -72,11 +70,13 @@ class Experience:
         keys: Sequence[bytes],
         retry: bool = False,
         demand: Demand = ANY,
+        row_bytes: int = ROW_BYTES,
     ) -> Costs:
         """The costs of a request of which `tokens` (the prompt, and what was answered already) are
         known and `max_tokens` at most follow. `keys` are those of `prefix_keys(tokens)`.
 
         `retry`: an attempt has failed before; nodes that proved themselves are preferred.
+        `row_bytes`: of a row of the model between two hops.
         """
         return Costs(
             links=self.links,
@@ -87,7 +87,7 @@ class Experience:
             held=self.prefixes.held(keys),
             tokens_per_loop=self._per_loop,
             wallets=self._wallets,
-            row_bytes=self._row_bytes,
+            row_bytes=row_bytes,
             price_seconds=self._price_seconds,
             caution=CAUTION if retry else 1.0,
             salt=self._salt,
@@ -116,9 +116,9 @@ class Experience:
 class Trial:
     """One attempt at an answer over one path.
 
-    Call `opened`, then `arrived` whenever tokens come, `refused`, `lost` or `overcharged` when a
-    hop is at fault, `replaced` when others take over, and `completed` at the end of the answer;
-    `close` in any case.
+    Call `opened`, then `arrived` whenever tokens come, `refused` or `lost` when a hop is at fault,
+    `replaced` when others take over, and `completed` at the end of the answer; `close` in any
+    case.
     """
 
     def __init__(
@@ -186,12 +186,6 @@ class Trial:
         if self._opened is not None and not self._loops:
             for record in self.path:
                 self._saw(record, Deed.LATE)
-
-    def overcharged(self, node: NodeId) -> None:
-        """A hop asks for more than its record says."""
-        record = self._record(node)
-        if record is not None:
-            self._saw(record, Deed.PRICE_BROKEN)
 
     def replaced(self, path: Path) -> None:
         """Other nodes are in the places of hops that were lost; the answer goes on over `path`."""

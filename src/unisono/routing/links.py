@@ -22,7 +22,6 @@ DEFAULT_ROUND_TRIP = 0.05
 DEFAULT_BANDWIDTH = 12_500_000.0
 """Bytes per second, for a node that has not measured its own: 100 Mbit/s."""
 _GAIN, _DEVIATION_GAIN, _USUAL_GAIN = 1 / 8, 1 / 4, 1 / 256
-_LATE_DEVIATIONS = 4
 _MICRO = 1e-6
 
 
@@ -43,7 +42,7 @@ class RoundTrip:
 
 
 class Links:
-    """Round trips and bandwidths, measured from here; those between others are estimated.
+    """Round trips, measured from here; those between others are estimated.
 
     A coordinate is what a node says of itself. Where this gateway has measured both ends, the
     triangle inequality bounds what it may pretend: |a - b| <= link <= a + b.
@@ -53,7 +52,6 @@ class Links:
         """`here` tells this gateway's own coordinate."""
         self._here = here
         self._trips: Recent[NodeId, RoundTrip] = Recent(MAX_LINKS)
-        self._bandwidth: Recent[NodeId, float] = Recent(MAX_LINKS)
         self._pings = 0
         self.usual = DEFAULT_ROUND_TRIP
         """Round trip of a link of which nothing is known: a mean of all that were measured.
@@ -69,13 +67,6 @@ class Links:
         self._pings += 1
         self.usual += max(_USUAL_GAIN, 1 / self._pings) * (seconds - self.usual)
 
-    def carried(self, node: NodeId, size: int, seconds: float) -> None:
-        """`node` sent `size` bytes in this time; counts where it says otherwise."""
-        if size <= 0 or seconds <= 0:
-            return
-        rate, known = size / seconds, self._bandwidth.get(node)
-        self._bandwidth.put(node, rate if known is None else known + _GAIN * (rate - known))
-
     def measured(self, node: NodeId) -> RoundTrip | None:
         """What pings to `node` took, or None if there were none."""
         return self._trips.get(node)
@@ -90,17 +81,9 @@ class Links:
             return self.usual
         return estimated_rtt(here, record.coordinate) * _MICRO
 
-    def late(self, record: NodeRecord) -> float:
-        """Seconds after which a reply of the node is overdue: mean and four deviations."""
-        trip = self._trips.get(record.node)
-        if trip is not None:
-            return trip.mean + _LATE_DEVIATIONS * trip.deviation
-        return 2 * self.round_trip(record)
-
     def bandwidth(self, record: NodeRecord) -> float:
-        """Bytes per second that the node can send."""
-        known = self._bandwidth.get(record.node)
-        return known or float(record.bandwidth) or DEFAULT_BANDWIDTH
+        """Bytes per second that the node says it can send."""
+        return float(record.bandwidth) or DEFAULT_BANDWIDTH
 
     def time(self, a: NodeRecord | None, b: NodeRecord | None, size: int = 0) -> float:
         """Seconds until `size` bytes sent by `a` have reached `b`; None is this gateway."""

@@ -53,10 +53,6 @@ SETTLED_SECONDS = 30.0
 FEW = 8
 """A region with fewer nodes is too small to be found by others."""
 
-REFUSALS = ("malformed", "oversized", "forged", "expired", "future", "old", "left", "outside")
-"""Why a record is not taken in. `old` and `left` also count records that crossed a newer one on
-their way, and `outside` those of other regions: both are no offence."""
-
 
 class Membership:
     """The records of a member, its own included, and what became of those it refused."""
@@ -78,7 +74,9 @@ class Membership:
         """Bits of the own region."""
         self.contacts = Contacts(clock, self.key)
         self.refused: Counter[str] = Counter()
-        """Records that were not taken in, by code (`REFUSALS`)."""
+        """Records that were not taken in, by the code of the refusal: malformed, oversized, forged,
+        expired, future, old, left or outside. `old` and `left` also count records that crossed a
+        newer one on their way, and `outside` those of other regions: both are no offence."""
         self.overtaken = 0
         """Highest sequence that somebody showed of the member's own records."""
         self._good = signature_is_good
@@ -144,11 +142,6 @@ class Membership:
         """Records kept, the own one and those of nodes that leave included."""
         return len(self._entries)
 
-    @property
-    def estimated_size(self) -> int:
-        """About how many nodes the whole network has."""
-        return (len(self.live()) + 1) << self.depth
-
     # what comes in
 
     def accept(self, record: NodeRecord, sender: NodeId | None = None) -> bool:
@@ -157,7 +150,7 @@ class Membership:
         `sender`: who sent it. A node that sends its own record is there: suspicion ends.
 
         Raises:
-            PeerRefused: with one of `REFUSALS`, which is counted too.
+            PeerRefused: with a code that is counted in `refused` too.
         """
         return self._take(record, canonical(record), sender) is not None
 

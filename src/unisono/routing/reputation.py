@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -54,6 +54,8 @@ class Deed(Enum):
     """The node lacks layers that its record says it holds."""
     PRICE_BROKEN = "price_broken"
     """The node asks for more than its record says."""
+    CREDIT_REFUSED = "credit_refused"
+    """The node keeps what it owes for a service level that it missed."""
     DISSENTED = "dissented"
     """The node alone computed an answer of which a majority of a quorum computed another."""
     DOUBTED = "doubted"
@@ -71,6 +73,7 @@ BLAME = {
     Deed.UNREACHABLE: 5.0,
     Deed.NOT_HELD: 3.0,
     Deed.PRICE_BROKEN: 6.0,
+    Deed.CREDIT_REFUSED: 6.0,
     Deed.DISSENTED: 24.0,
     Deed.DOUBTED: 3.0,
     Deed.CONVICTED: 64.0,
@@ -172,6 +175,10 @@ class Reputation:
         self._standings: Recent[NodeId, Standing] = Recent(limit)
         self._convicted: Recent[NodeId, Standing] = Recent(MAX_CONVICTED)
         """Apart, so that no crowd of strangers pushes them out."""
+        self.withheld: frozenset[NodeId] = frozenset()
+        """Nodes that get no session which asks for a service level."""
+        self.on_deed: Callable[[NodeId, Deed], None] = lambda node, deed: None
+        """Told of everything that `saw` is told."""
 
     def saw(self, record: NodeRecord, deed: Deed) -> None:
         """Take in what the node of a record did.
@@ -184,6 +191,7 @@ class Reputation:
         if deed is Deed.NOT_HELD:
             after = msgspec.structs.replace(after, denied=held_by(record), denied_at=now)
         self._standings.put(record.node, after)
+        self.on_deed(record.node, deed)
 
     def convict(self, node: NodeId) -> None:
         """Take in that the node is proven guilty, whether it was met here or not."""
@@ -274,29 +282,6 @@ class Reputation:
             read=read,
             read_samples=_fade(was_read, read_ago),
         )
-
-    def score(self, record: NodeRecord) -> float:
-        """For people: 1 is a node that does what it says, 0 one that never does.
-
-        The share of sessions that it is expected to complete, times how much of the speed that
-        it advertises it was seen to have.
-        """
-        if self.convicted(record.node):
-            return 0.0
-        judged = self.judge([record])
-        kept = 1 / (1 + float(judged.odds[0]))
-        count = record.layers.count
-        if not count:
-            return kept
-        speed = 1.0
-        for said_us, mean, samples in (
-            (record.step_us, judged.decode, judged.decode_samples),
-            (record.row_us, judged.read, judged.read_samples),
-        ):
-            said = np.array([said_us * 1e-6 / count])
-            if said_us:
-                speed = min(speed, float(said[0] / believed(mean, samples, said)[0]))
-        return kept * speed
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -20,9 +20,9 @@ from unisono.errors import (
     SettlementError,
 )
 from unisono.routing.answer import MAX_ATTEMPTS, Attempt, RoutedAnswer
-from unisono.routing.chain import Chain, HopLost, HopRefused, Weighing
+from unisono.routing.chain import Chain, Weighing
 from unisono.routing.coordinates import ORIGIN, Coordinate
-from unisono.routing.costs import Costs
+from unisono.routing.costs import ROW_BYTES, Costs
 from unisono.routing.demand import ANY, Demand
 from unisono.routing.ensemble import Combine, EnsembleAnswer
 from unisono.routing.experience import Experience
@@ -32,6 +32,7 @@ from unisono.routing.paths import Path, best_path, ranked_paths, standbys
 from unisono.routing.payments import Purse
 from unisono.routing.prefixes import prefix_keys
 from unisono.routing.quorum import QuorumAnswer
+from unisono.routing.replies import HopLost, HopRefused
 from unisono.routing.territory import Territory
 from unisono.types import GenerationRequest, LayerRange, ModelId, NodeId, SessionId
 from unisono.wire.claims import EPOCH_SECONDS
@@ -98,10 +99,12 @@ class Swarm:
         purse: Purse | None = None,
         here: Callable[[], Coordinate] = lambda: ORIGIN,
         combine: Combine | None = None,
+        row_bytes: Mapping[ModelId, int] | None = None,
     ) -> None:
         """`observe_hop` is told (node, seconds) of every ping's round trip; `here` tells the
         gateway's own network coordinate; `combine` chooses the tokens of ensembles (None: they
-        are not served)."""
+        are not served); `row_bytes` says how many bytes a row of each model has between two hops
+        (`ROW_BYTES` where it does not)."""
         self.transport = transport
         self.identity = identity
         self.members = members
@@ -119,6 +122,7 @@ class Swarm:
         self._combine = combine
         self.links = Links(transport, clock, self._receive, self._lost, self._pinged)
         self._layer_counts = layer_counts
+        self._row_bytes = row_bytes or {}
         self._chains: dict[SessionId, Chain] = {}
         self._answers: set[RoutedAnswer] = set()
         self.first_token = 0.0
@@ -217,13 +221,16 @@ class Swarm:
 
     def _next_nodes(self, model: ModelId, layer_count: int) -> list[NodeRecord]:
         records = self.members.records()
-        costs = self.experience.costs((), 1, keys=())
+        costs = self.experience.costs((), 1, keys=(), row_bytes=self._bytes_of(model))
         try:
             paths = ranked_paths(records, model, layer_count, 1, costs, WARM_PATHS)
         except NetworkError:
             return []
         others = [s for path in paths for s in standbys(path, records, 1, costs) if s is not None]
         return [*(hop for path in paths for hop in path), *others]
+
+    def _bytes_of(self, model: ModelId) -> int:
+        return self._row_bytes.get(model, ROW_BYTES)
 
     async def close(self) -> None:
         """See `Network.close`."""
@@ -297,7 +304,12 @@ class Swarm:
             failed = avoid | refusing
             # after a failure nodes that proved themselves come first
             costs = self.experience.costs(
-                tokens, left, keys=keys, retry=bool(failed), demand=demand
+                tokens,
+                left,
+                keys=keys,
+                retry=bool(failed),
+                demand=demand,
+                row_bytes=self._bytes_of(request.model),
             )
             records = self.members.records()
             failed |= territory.foreign()

@@ -105,6 +105,8 @@ class Appeal(NamedTuple):
     function: str
     arguments: tuple[object, ...]
     contract: Literal["court", "judge"] = "court"
+    data: bytes = b""
+    """The call as bytes, where somebody wrote it already; there are no arguments then."""
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,11 @@ class SettlementClaim:
 
     def digest(self, domain: Domain) -> bytes:
         """The 32 bytes that are signed; the court knows the claim by them."""
-        return domain.digest(struct_hash(_TYPE, *map(_word, self.words())))
+        return domain.digest(self.struct())
+
+    def struct(self) -> bytes:
+        """The claim's hash without a domain: what is shown of it while its contents are not."""
+        return struct_hash(_TYPE, *map(_word, self.words()))
 
     def signed_by(self, key: SettlementKey, domain: Domain) -> SettlementClaim:
         """The same claim with the signature of the node's settlement key."""

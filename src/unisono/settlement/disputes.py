@@ -6,13 +6,14 @@ where the chain replaces blocks, the logs are read again from the first.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from unisono.clock import Clock
 from unisono.errors import SettlementError, TransactionRefused
-from unisono.settlement.advocates import DECIDED, Advocate, Appeal, Case, State
+from unisono.settlement.advocates import DECIDED, Appeal, Case, State
 from unisono.settlement.ledger.contract import Contract
 from unisono.settlement.ledger.intents import Intent
 from unisono.settlement.ledger.ledger import ChainReceipt, Ledger, Log
@@ -20,7 +21,20 @@ from unisono.settlement.ledger.ledger import ChainReceipt, Ledger, Log
 POLL_SECONDS = 2.0
 """Between two looks at the chain."""
 
-Maker = Callable[[State], Advocate]
+
+class Pleader(Protocol):
+    """What a party's advocate does; it is asked in a thread. See `Advocate`."""
+
+    def hear(self, state: State, shown: bytes) -> None:
+        """Take in what the court logged."""
+        ...
+
+    def appeal(self) -> Appeal | None:
+        """The party's next call; None if it is not its turn."""
+        ...
+
+
+Maker = Callable[[State], Pleader]
 """Makes a party's advocate from the state that was logged first."""
 
 
@@ -54,7 +68,7 @@ class Courthouse:
             TransactionRefused: the court refuses it.
         """
         contract = self.court if appeal.contract == "court" else self.judge
-        data = contract.encode(appeal.function, *appeal.arguments)
+        data = appeal.data or contract.encode(appeal.function, *appeal.arguments)
         return await self.desk.perform(Intent(contract.address, data, key=key, purpose=purpose))
 
     async def open(self, case: Case, salt: str = "") -> Opening:
@@ -72,10 +86,15 @@ class Courthouse:
 
     async def against(self, case: Case, first: int, last: int) -> tuple[Opening, ...]:
         """The games about a claim that were opened in these blocks."""
+        found = await self.openings(first, last)
+        return tuple(x for x in found if x.claim == case.claim.words())
+
+    async def openings(self, first: int, last: int) -> tuple[Opening, ...]:
+        """All games that were opened in these blocks."""
         topic = self.court.topic("Opened")
         logs = await self.ledger.logs((self.court.address,), first, last, topic)
         found = (self._opening(log) for log in logs)
-        return tuple(x for x in found if x is not None and x.claim == case.claim.words())
+        return tuple(x for x in found if x is not None)
 
     def _opening(self, log: Log) -> Opening | None:
         event = self.court.event(log)
@@ -132,17 +151,17 @@ class Dispute:
             self.advocate, self.state = self._maker(self.opening.state), self.opening.state
             self._heard, self.is_settled = [], False
         for log in ours[len(self._heard) :]:
-            self._hear(log)
+            await self._hear(log)
             self._heard.append(log)
 
-    def _hear(self, log: Log) -> None:
+    async def _hear(self, log: Log) -> None:
         name, fields = self.house.court.event(log) or ("", {})
         if name == "Moved":
             self.state = State(*fields["state"])
-            self.advocate.hear(self.state, fields["shown"])
+            await asyncio.to_thread(self.advocate.hear, self.state, fields["shown"])
         elif name == "Decided":
             self.state = self.state.decided(fields["challenger_lost"])
-            self.advocate.hear(self.state, b"")
+            await asyncio.to_thread(self.advocate.hear, self.state, b"")
         elif name == "Settled":
             self.is_settled = True
 
@@ -152,12 +171,18 @@ class Dispute:
         state = self.state
         head = await self.house.ledger.head()
         if state.phase == DECIDED or head.timestamp > state.deadline:
-            return await self._send(self.case.settling(state), "settle", "settling a dispute")
-        appeal = self.advocate.appeal()
-        if appeal is None:
-            return False
-        purpose = f"move {state.moves} of a dispute ({appeal.function})"
-        return await self._send(appeal, f"move {state.moves}", purpose)
+            return await self._settle()
+        # what it computes takes seconds, and messages are under way
+        appeal = await asyncio.to_thread(self.advocate.appeal)
+        if appeal is not None:
+            purpose = f"move {state.moves} of a dispute ({appeal.function})"
+            if await self._send(appeal, f"move {state.moves}", purpose):
+                return True
+        # a chain that makes blocks for messages only does not show that time passes
+        return self.house.clock.now() > state.deadline + 1 and await self._settle()
+
+    async def _settle(self) -> bool:
+        return await self._send(self.case.settling(self.state), "settle", "settling a dispute")
 
     async def _send(self, appeal: Appeal, key: str, purpose: str) -> bool:
         try:

@@ -38,16 +38,13 @@ class Gateway:
         cells: Sequence[Cell],
         visible: Callable[[Machine, Sequence[Cell]], list[NodeRecord]],
         clock: Clock,
-        row_bytes: int,
     ) -> None:
         """`cells`: the regions that it knows; `visible` gives their records as `machine` sees
         them."""
         self.index = index
         self.machine = machine
         self.cells = cells
-        self.experience = Experience(
-            clock, here=lambda: machine.coordinate, salt=1 + index, row_bytes=row_bytes
-        )
+        self.experience = Experience(clock, here=lambda: machine.coordinate, salt=1 + index)
         self._visible = visible
         self._suspected: dict[NodeId, int] = {}
 

@@ -49,6 +49,7 @@ class Control:
             rows_out="0" * 64,
             out_tags=b"",
             tokens="0" * 64,
+            epoch=0,
             signature=b"0" * 64,
         )
         self._claim = _size(Finish(session, 100)) + _size(Claimed(claim))

@@ -27,7 +27,6 @@ class Decoding:
         self._longest = longest
         rows = 1024
         self._hops = np.full((rows, longest), nodes, dtype=np.int32)
-        self._loop_us = np.zeros(rows)
         self._links_us = np.zeros(rows)
         self._rate = np.zeros(rows)
         self._begun_us = np.zeros(rows)
@@ -39,8 +38,6 @@ class Decoding:
         """Tokens per bin of `GAP_EDGES_MS`; below and above in the first and the last."""
         self.busy = np.zeros(nodes + 1)
         """Part of the last tick that each node decoded."""
-        self.waits_us = np.zeros(nodes + 1)
-        """How long a step takes at each node now, waiting included."""
 
     def start(
         self, hops: Sequence[int], links_us: int, tokens: int, target: int, now: int = 0
@@ -67,10 +64,6 @@ class Decoding:
         self._rate[row] = 0.0
         self._vacant.append(row)
         return int(self._tokens[row])
-
-    def loop_us(self, row: int) -> float:
-        """Microseconds of the session's last loop, 0 if it has made none."""
-        return float(self._loop_us[row])
 
     @property
     def count(self) -> int:
@@ -104,13 +97,12 @@ class Decoding:
         pass_us, busy = passes(step_us, row_us, prefilling, steps_per_us, sessions)
         waits = pass_us * (1 + busy / 2)
         waits[-1] = busy[-1] = 0.0
-        self.busy, self.waits_us = busy, waits
+        self.busy = busy
         loop: NDArray[np.float64] = self._links_us[rows] + waits[hops].sum(axis=1)
         old: NDArray[np.float64] = self._rate[rows]
         rate = 1 / loop
         rate = np.where(old > 0, (old + rate) / 2, rate)
         self._rate[rows] = rate
-        self._loop_us[rows] = 1 / rate
         before = self._tokens[rows]
         spent = np.minimum(length_us, now - self._begun_us[rows])
         after = np.minimum(before + rate * spent, self._target[rows])
@@ -129,7 +121,6 @@ class Decoding:
         more = np.full((rows, self._longest), self.nodes, dtype=np.int32)
         self._hops = np.concatenate([self._hops, more])
         for name in (
-            "_loop_us",
             "_links_us",
             "_rate",
             "_begun_us",

@@ -119,6 +119,7 @@ class Network:
             session.request.max_tokens - session.tokens,
             keys=(),
             retry=session.attempts > 0,
+            row_bytes=self.model.row_bytes,
         )
 
     def _ask(

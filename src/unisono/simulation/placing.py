@@ -10,8 +10,8 @@ from unisono.errors import ConfigurationError
 from unisono.routing.placement.joining import (
     INTERVAL_MS,
     SETTLE_MS,
-    _drawn,  # pyright: ignore[reportPrivateUsage]
     choose_block,
+    is_drawn,
     should_move,
 )
 from unisono.simulation.cell import Cell, Gateway
@@ -87,7 +87,7 @@ class Placing:
             if not (machine.online and machine.layers.count) or machine.leaving:
                 continue
             # asked first what `should_move` asks last, since it is cheaper
-            if complete and not _drawn(machine.node, now_ms, INTERVAL_MS, len(records)):
+            if complete and not is_drawn(machine.node, now_ms, INTERVAL_MS, len(records)):
                 continue
             if now_ms - machine.moved_ms < (INTERVAL_MS if complete else SETTLE_MS):
                 continue

@@ -63,3 +63,37 @@ def _ahead(
         if record.free_positions >= positions and (stop == layer_count or found.get(stop)):
             found[record.layers.start].append(record)
     return found
+
+
+def fewest_hops(
+    records: Sequence[NodeRecord], layer_count: int, positions: int, avoid: frozenset[NodeId]
+) -> tuple[NodeRecord, ...]:
+    """The chain with the fewest hops; among those, the one whose busiest node is least busy,
+    and then one with few sessions in all.
+
+    Exact dynamic programming over layer boundaries. Raises as a `Walk` does.
+    """
+    holders = [r for r in records if r.node not in avoid and r.layers.count]
+    chain = _shortest([r for r in holders if r.free_positions >= positions], layer_count)
+    if chain is not None:
+        return chain
+    if _shortest(holders, layer_count) is not None:
+        raise CapacityMissing(f"no chain has room for {positions} positions")
+    raise CoverageMissing("no chain of live nodes holds every layer")
+
+
+def _shortest(records: Sequence[NodeRecord], layer_count: int) -> tuple[NodeRecord, ...] | None:
+    start = (0, 0, 0, "")
+    best: dict[int, tuple[tuple[int, int, int, str], tuple[NodeRecord, ...]]] = {0: (start, ())}
+    for record in sorted(records, key=lambda r: (r.layers.start, r.node)):
+        known = best.get(record.layers.start)
+        if known is None:
+            continue
+        (hops, load, total, _), chain = known
+        load, total = max(load, record.sessions), total + record.sessions
+        cost = (hops + 1, load, total, record.node)
+        current = best.get(record.layers.stop)
+        if current is None or cost < current[0]:
+            best[record.layers.stop] = (cost, (*chain, record))
+    found = best.get(layer_count)
+    return found[1] if found is not None else None

@@ -11,7 +11,6 @@ import msgspec
 
 from unisono.routing.costs import Costs
 from unisono.routing.paths import best_path
-from unisono.routing.placement import best_chain
 from unisono.simulation import cell as cells_of
 from unisono.simulation import world
 from unisono.simulation.cell import Cell, Gateway
@@ -23,7 +22,7 @@ from unisono.simulation.geography import CITIES
 from unisono.simulation.hardware import MODEL, MODEL_NAME
 from unisono.simulation.network import Choose, Network
 from unisono.simulation.placing import REVIEW, Placing, covered
-from unisono.simulation.policies import Walk
+from unisono.simulation.policies import Walk, fewest_hops
 from unisono.simulation.report import SAMPLE, Ledger, Report
 from unisono.simulation.session import Session
 from unisono.simulation.settings import Policy, Regions, Settings
@@ -78,7 +77,7 @@ class Simulation:
         for index, city in enumerate(cities):
             machine = world.gateway(settings.seed, index, city)
             known = cells_of.known_to(index, cells, settings.gateway_view, near=near)
-            found.append(Gateway(index, machine, known, self.fleet.visible, clock, MODEL.row_bytes))
+            found.append(Gateway(index, machine, known, self.fleet.visible, clock))
         return found
 
     def run(self, progress: Progress = lambda done, total, what: None) -> Report:
@@ -197,7 +196,7 @@ def _fewest_hops(gateway: Gateway, session: Session, costs: Costs) -> tuple[Node
         if not record.leaving and costs.load.room(record) >= session.positions
     ]
     left_out = session.avoid | session.refusing
-    return best_chain(records, MODEL.model, MODEL.layers, session.positions, left_out)
+    return fewest_hops(records, MODEL.layers, session.positions, left_out)
 
 
 def simulate(settings: Settings, progress: Progress = lambda done, total, what: None) -> Report:

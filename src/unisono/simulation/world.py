@@ -211,8 +211,3 @@ def latency_us(a: Machine, b: Machine) -> int:
     if a is b:
         return 0
     return one_way_us(a.city, b.city) + a.access_us + b.access_us
-
-
-def transfer_us(sender: Machine, receiver: Machine, size: int) -> int:
-    """Microseconds for `size` bytes from the first to the last, once they flow."""
-    return size * SECOND // min(sender.up, receiver.down)

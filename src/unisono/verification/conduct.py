@@ -6,12 +6,11 @@ findings that others can check: claims that held or did not, and how it sat in c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 
-from unisono.verification.stakes.faults import CommitteeFaultKind
+from unisono.verification.verdict import CommitteeFaultKind
 
 SOUND_HALF_LIFE = 7 * 86_400.0
 """Seconds in which an old success loses half of its weight: trust must be renewed."""
@@ -49,12 +48,6 @@ GRAVITY: dict[Finding, float] = {
 }
 """What a finding weighs against one verified answer."""
 
-ROUTING_BLAME: dict[Finding, float] = {
-    finding: 0.0 if gravity == 0.0 else min(64.0, gravity / 5)
-    for finding, gravity in GRAVITY.items()
-}
-"""The same as sessions gone wrong, for those who route: at 64 a node is asked last of all."""
-
 
 class Conduct(msgspec.Struct, frozen=True):
     """A node's record: two numbers, whatever it did, and when they had this weight."""
@@ -78,14 +71,6 @@ def after(conduct: Conduct, finding: Finding, now: float) -> Conduct:
     )
 
 
-def after_all(findings: Iterable[tuple[float, Finding]]) -> Conduct:
-    """The record of a node that these (time, finding) pairs, in order of time, are known of."""
-    conduct = STRANGER
-    for at, finding in findings:
-        conduct = after(conduct, finding, at)
-    return conduct
-
-
 def fade(conduct: Conduct, now: float) -> Conduct:
     """The record as it weighs at `now`; time does not run backwards."""
     passed = max(0.0, now - conduct.at)
@@ -100,8 +85,3 @@ def trust(conduct: Conduct, now: float) -> float:
     """From 0 (a stranger, or a cheat) towards 1 (verified often and lately, and never false)."""
     faded = fade(conduct, now)
     return faded.sound / (faded.sound + FAMILIAR + faded.unsound)
-
-
-def excluded(conduct: Conduct, now: float) -> bool:
-    """Whether the node has so much against it that it gets no work and no seat."""
-    return fade(conduct, now).unsound >= GRAVITY["double_commit"] / 2

@@ -218,9 +218,3 @@ def larger_committee(seats: int) -> int | None:
     """The size of the committee that follows one without a majority; None: the fraud game does."""
     larger = 2 * seats + 1
     return larger if larger <= MAX_COMMITTEE else None
-
-
-def overhead(rate: int, seats: int, replay_cost: float) -> float:
-    """The share of a network's work that audits add, for replays that cost `replay_cost` of what
-    producing an answer costs."""
-    return rate / MILLION * seats * replay_cost

@@ -8,7 +8,6 @@ other nodes. One that dissents is named, with what it signed if it did.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,7 +16,7 @@ from msgspec import UNSET
 from unisono.types import is_complete, request_hash
 from unisono.verification.verdict import Fault, fault_of
 from unisono.wire.claims import EPOCH_DRIFT, TAG_BYTES, HopClaim, tokens_root
-from unisono.wire.votes import Quorum, Vote, disagreement, incoherence
+from unisono.wire.votes import Vote, disagreement, incoherence
 
 if TYPE_CHECKING:
     from unisono.verification.receipt import Receipt
@@ -153,8 +152,3 @@ def _fault(claim: HopClaim, number: int, problem: str) -> Fault:
         f"{problem}"
     )
     return fault_of(claim, "quorum", message)
-
-
-def dissenters(quorum: Quorum) -> Sequence[Vote]:
-    """The chains that a majority contradicts."""
-    return [vote for vote in quorum.votes if vote.outcome == "dissented"]

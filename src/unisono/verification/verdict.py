@@ -9,6 +9,19 @@ import msgspec
 from unisono.types import LayerRange, NodeId
 from unisono.wire.claims import HopClaim
 
+CommitteeFaultKind = Literal[
+    "double_commit",
+    "wrong_opening",
+    "copied_commit",
+    "stale_epoch",
+    "uncomputed",
+    "dissent",
+    "planted_check",
+    "two_faced",
+    "no_commit",
+    "no_reveal",
+    "late_reveal",
+]
 FaultKind = Literal[
     "malformed",
     "claim_signature",
@@ -36,17 +49,7 @@ FaultKind = Literal[
     "ensemble",
     "distributions",
     "joint_choice",
-    "double_commit",
-    "wrong_opening",
-    "copied_commit",
-    "stale_epoch",
-    "uncomputed",
-    "dissent",
-    "planted_check",
-    "two_faced",
-    "no_commit",
-    "no_reveal",
-    "late_reveal",
+    CommitteeFaultKind,
 ]
 
 

@@ -7,6 +7,10 @@ inside is in canonical form and bounded by those who read it: `verification.ligh
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from msgspec import Meta
+
 from unisono.types import PeerAddress
 from unisono.wire.bounds import MessageBase, check_address
 
@@ -49,6 +53,18 @@ class DisputeOver(MessageBase, frozen=True):
     """The game has ended. The body is its transcript, as it is kept in files."""
 
 
+class SettlementAsked(MessageBase, frozen=True):
+    """Gateway to node: sign your claim for the court of the chain on which I pay. The body is a
+    `Brief`."""
+
+    payer: Annotated[str, Meta(pattern="^0x[0-9a-fA-F]{40}$")]
+    """Who is refunded if the claim is false."""
+
+
+class SettlementSigned(MessageBase, frozen=True):
+    """Node to gateway: the body is the signature, 65 bytes."""
+
+
 AuditMessage = (
     AuditSummons
     | AuditTrace
@@ -58,4 +74,6 @@ AuditMessage = (
     | DisputeHost
     | DisputeMove
     | DisputeOver
+    | SettlementAsked
+    | SettlementSigned
 )

@@ -46,7 +46,7 @@ class HopClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`TAG_BYTES` of each row out's hash."""
     tokens: str
     """Of the last hop: `tokens_root` of the sampled tokens; empty for others."""
-    epoch: int = 0
+    epoch: int
     """`epoch_at` the time of signing."""
     distributions: str | UnsetType = UNSET
     """Of the last hop in an ensemble: `wire.ensemble.distributions_root` of what it reported. The

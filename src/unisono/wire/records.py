@@ -79,6 +79,21 @@ class NodeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             check(text.isascii() and text.isprintable(), "an address with odd characters")
         check_layers(self.layers, empty=not self.model)
 
+    @staticmethod
+    def of_member(address: PeerAddress, memory: int = 0) -> NodeRecord:
+        """What a member says that holds no layers; gossip numbers and signs it."""
+        return NodeRecord(
+            node=address.node,
+            address=address,
+            model=ModelId(""),
+            layers=LayerRange(0, 0),
+            free_positions=0,
+            sessions=0,
+            sequence=0,
+            expires=0,
+            memory=memory,
+        )
+
     def signed_bytes(self) -> bytes:
         """What the signature covers: everything else."""
         return digest("record/2", canonical(msgspec.structs.replace(self, signature=b"")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -32,6 +31,7 @@ from unisono.types import (
     SessionId,
     request_hash,
 )
+from unisono.verification.adversaries import lying
 from unisono.verification.fraud.game import Conviction, Game
 from unisono.verification.fraud.holdings import Holdings, Signed, WeightTrees, tensor_of
 from unisono.verification.fraud.inquiry import Inquiry
@@ -40,8 +40,7 @@ from unisono.verification.fraud.parties import Challenger, Defender, Target
 from unisono.verification.fraud.program import HopProgram
 from unisono.verification.fraud.regeneration import Array
 from unisono.verification.fraud.steps import Cell, Total
-from unisono.verification.fraud.trace import Grid, Kept, Material, cell_trace
-from unisono.verification.fraud.tree import Tree, depth_of, empty_root
+from unisono.verification.fraud.trace import Material
 from unisono.wire.claims import HopClaim, rows_root, tokens_root
 from unisono.wire.identity import Identity
 
@@ -103,6 +102,7 @@ class Answer:
             rows_out=rows_root(signed.rows_out),
             out_tags=b"",
             tokens=tokens_root(self.tokens) if hop.last else "",
+            epoch=0,
         )
         claim = msgspec.structs.replace(claim, **changes).signed_by(HOP)
         tokens = self.tokens if hop.last else ()
@@ -173,31 +173,7 @@ def one_element(tensor: str, i: int, delta: int = 1) -> Lie:
 
 def lying_holdings(answer: Answer, cell: Cell, lie: Lie) -> Holdings:
     """What a liar can show that computes one cell with a lie in it and goes on from there."""
-    honest = answer.honest
-    trace = cell_trace(answer.material, honest.grid, cell, lie(honest.trace(cell).values))
-    kept: Kept = {
-        key: value.copy() if key[0] == cell.stage else value
-        for key, value in honest.grid.kept.items()
-    }
-    for name in trace.program.kept:
-        kept[cell.stage, name][cell.position] = trace.values[name]
-    grid = with_cell(honest.grid, kept, cell)
-    liar = Holdings(answer.material, honest.trees, honest.signed, grid)
-    liar._traces[cell] = trace
-    return liar
-
-
-def with_cell(honest: Grid, kept: Kept, cell: Cell) -> Grid:
-    """The grid of other kept tensors that differ in one cell, without hashing all others."""
-    grid, hop = copy(honest), honest.hop
-    grid.kept, grid._cells, grid._stages = kept, dict(honest._cells), list(honest._stages)
-    roots = [grid.tensor_tree(cell, t).root for t in hop.kept(cell.stage)]
-    grid._cells[cell] = Tree(roots)
-    cells = [grid._cells[Cell(cell.stage, p)].root for p in range(hop.positions)]
-    grid._stages[cell.stage] = Tree(cells)
-    stages = [tree.root for tree in grid._stages]
-    grid._top = Tree(stages, empty_root(depth_of(hop.positions)))
-    return grid
+    return lying.lying_holdings(answer.honest, cell, lie)
 
 
 class Splitter(Defender):

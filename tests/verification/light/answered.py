@@ -82,6 +82,7 @@ class Answered:
             rows_out=changes.get("rows_out", trace.rows_out),
             out_tags=b"",
             tokens=tokens_root(self.tokens),
+            epoch=0,
         ).signed_by(KEY)
         return Receipt(
             version=1,

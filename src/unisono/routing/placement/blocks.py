@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from unisono.errors import ConfigurationError
@@ -25,12 +24,3 @@ def even_blocks(layer_count: int, parts: int) -> tuple[LayerRange, ...]:
         )
     edges = [layer_count * i // parts for i in range(parts + 1)]
     return tuple(LayerRange(a, b) for a, b in pairwise(edges))
-
-
-def vacancy(blocks: Sequence[LayerRange], held: Iterable[LayerRange]) -> LayerRange:
-    """The block with the fewest holders, the first of them."""
-    counts = dict.fromkeys(blocks, 0)
-    for layers in held:
-        if layers in counts:
-            counts[layers] += 1
-    return min(blocks, key=lambda block: counts[block])

@@ -96,7 +96,7 @@ def should_move(
     now = Coverage(everyone, model)
     if not now.complete:
         return _mend(everyone, own.node, model)
-    if waited < interval_ms or not _drawn(own.node, now_ms, interval_ms, len(everyone)):
+    if waited < interval_ms or not is_drawn(own.node, now_ms, interval_ms, len(everyone)):
         return None
     return _improvement(everyone, own.node, model, threshold_per_mille)
 
@@ -142,7 +142,7 @@ def _by_memory(holder: Holder) -> tuple[int, NodeId]:
     return -holder.memory, holder.node
 
 
-def _drawn(node: NodeId, now_ms: int, interval_ms: int, nodes: int) -> bool:
+def is_drawn(node: NodeId, now_ms: int, interval_ms: int, nodes: int) -> bool:
     """Whether the node may move now: a draw per interval that anybody can repeat.
 
     It also says in which part of the interval, so that those drawn see each other move.

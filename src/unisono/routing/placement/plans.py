@@ -123,11 +123,6 @@ def make_plan(
     return Plan(tuple(chains), tuple(standby), loads.token_us, loads.served, loads.price)
 
 
-def expected_token_us(fleet: Fleet, cuts: Sequence[Cut]) -> float:
-    """The objective of the placement problem: `Plan.token_us` of these chains."""
-    return Loads(fleet, cuts).token_us
-
-
 def cuts_of(fleet: Fleet, chains: Iterable[Chain]) -> list[Cut]:
     """Chains as indices into `fleet`.
 

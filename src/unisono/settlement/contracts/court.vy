@@ -21,7 +21,18 @@ import steps
 initializes: purse
 
 
+# A registry's record of a node.
+struct Node:
+    stake: uint256
+    leaving: uint256
+    ready: uint256
+    locked: uint256
+    signature_r: bytes32
+    signature_s: bytes32
+
+
 interface Registry:
+    def record(node: bytes32, operator: address) -> Node: view
     def lock(node: bytes32, operator: address, amount: uint256) -> uint256: nonpayable
     def unlock(node: bytes32, operator: address, amount: uint256): nonpayable
     def slash(
@@ -73,7 +84,7 @@ struct Claim:
 
 struct Rules:
     bond: uint256  # of a claim's first open game; the n-th costs n times as much
-    games: uint256  # that may be open about one claim
+    games: uint256  # open about one claim, beyond which bonds grow with the square of their number
     penalty: uint256  # of the stake
     move_seconds: uint256
     epoch_seconds: uint256  # of the network: claims name their epoch
@@ -87,6 +98,13 @@ struct Dossier:
     games: uint256  # that are open
     locked: uint256  # of the stake
     convicted: bool
+    first: address  # the challenger who began when no game was open, until it loses
+
+
+# Claims of one record whose lock is short of the penalty, because other disputes hold the rest.
+struct Queue:
+    claims: uint256
+    coins: uint256  # locked for them when those disputes ended
 
 
 event Opened:
@@ -153,6 +171,7 @@ judge: public(immutable(address))
 rules: public(immutable(Rules))
 games: public(HashMap[bytes32, bytes32])
 dossiers: public(HashMap[bytes32, Dossier])
+queues: public(HashMap[bytes32, HashMap[address, Queue]])
 reported: public(HashMap[bytes32, bool])
 credit: public(HashMap[address, uint256])
 
@@ -205,15 +224,18 @@ def open(
     )
     assert openings.top(leaf, place, path) == claim.program, "no model of the program"
 
-    game: bytes32 = self._game(digest, msg.sender)
+    key: bytes32 = self._dispute(digest, defender)
+    game: bytes32 = self._game(digest, defender, msg.sender)
     assert self.games[game] == empty(bytes32), "challenged already"
-    dossier: Dossier = self.dossiers[digest]
+    dossier: Dossier = self.dossiers[key]
     assert not dossier.convicted, "convicted already"
-    assert dossier.games < rules.games, "too many games about this claim"
     if dossier.games == 0:
-        dossier.locked = extcall Registry(registry).lock(claim.node, defender, rules.penalty)
+        dossier.first = msg.sender
+        dossier.locked = self._lock(claim.node, defender, rules.penalty)
+        if dossier.locked < rules.penalty:
+            self.queues[claim.node][defender].claims += 1
     dossier.games += 1
-    self.dossiers[digest] = dossier
+    self.dossiers[key] = dossier
 
     s: dispute.State = empty(dispute.State)
     s.claim = digest
@@ -239,7 +261,8 @@ def open(
     )
     s.challenger = msg.sender
     s.defender = defender
-    s.bond = rules.bond * dossier.games
+    # nobody is kept out: to raise the n-th bond costs a crowd the square of n, or its cube
+    s.bond = rules.bond * dossier.games * max(dossier.games, rules.games) // rules.games
     s.stages = claim.layer_stop - claim.layer_start + 2
     s.positions = claim.positions
     s.deadline = block.timestamp + rules.move_seconds
@@ -462,44 +485,52 @@ def settle(state: dispute.State, claim: Claim):
     @notice Pay what a game came to: decided, its deadline over, or its claim convicted elsewhere.
         Anybody may send this.
     """
-    game: bytes32 = self._game(state.claim, state.challenger)
+    game: bytes32 = self._game(state.claim, state.defender, state.challenger)
     assert self.games[game] == keccak256(abi_encode(state)), "another state"
     assert self._digest(claim) == state.claim, "another claim"
-    dossier: Dossier = self.dossiers[state.claim]
+    key: bytes32 = self._dispute(state.claim, state.defender)
+    dossier: Dossier = self.dossiers[key]
     challenger_lost: bool = state.challenger_lost
     if state.phase != dispute.DECIDED:
         assert dossier.convicted or block.timestamp > state.deadline, "not over"
         challenger_lost = state.phase & 1 == 1
     self.games[game] = OVER
     dossier.games -= 1
-    locked: uint256 = dossier.locked
-    if dossier.convicted or not challenger_lost:
-        self._credit(state.challenger, state.bond)
+    loser: address = state.defender
+    amount: uint256 = 0
     if dossier.convicted:
-        pass
-    elif not challenger_lost:
+        self._credit(state.challenger, state.bond)
+    elif challenger_lost:
+        loser = state.challenger
+        amount = state.bond
+        compensation: uint256 = amount * rules.to_defender // WHOLE
+        self._credit(state.defender, compensation)
+        self._credit(BURN, amount - compensation)
+        if dossier.first == state.challenger:
+            dossier.first = empty(address)
+        if dossier.games == 0:
+            self._free(claim.node, state.defender, dossier.locked)
+            dossier.locked = 0
+    else:
+        self._credit(state.challenger, state.bond)
+        amount = self._take(claim.node, state.defender, dossier.locked)
         dossier.convicted = True
         dossier.locked = 0
-        self.dossiers[state.claim] = dossier
-        self._slash(claim.node, state.defender, locked, state.challenger, claim.payer)
-        log Settled(game=game, loser=state.defender, amount=locked)
-        return
-    else:
-        compensation: uint256 = state.bond * rules.to_defender // WHOLE
-        self._credit(state.defender, compensation)
-        self._credit(BURN, state.bond - compensation)
-        log Settled(game=game, loser=state.challenger, amount=state.bond)
-        if dossier.games == 0:
-            dossier.locked = 0
-            extcall Registry(registry).unlock(claim.node, state.defender, locked)
-    self.dossiers[state.claim] = dossier
+        # an accomplice to whom the defender gives in must not rob the one who came first
+        half: uint256 = 0
+        if dossier.first != empty(address) and dossier.first != state.challenger:
+            half = amount // 2
+            self._slash(claim.node, state.defender, half, dossier.first, claim.payer)
+        self._slash(claim.node, state.defender, amount - half, state.challenger, claim.payer)
+    self.dossiers[key] = dossier
+    log Settled(game=game, loser=loser, amount=amount)
 
 
 @external
 def equivocate(a: Claim, of_a: Bytes[65], b: Claim, of_b: Bytes[65]):
     """
-    @notice Two claims of one node about the same part of the same session that differ: that is the
-        proof. The sender gets the challenger's share, the payer of the first claim the payer's.
+    @notice Two claims of one node about the same part of the same session and epoch that differ:
+        that is the proof. The sender gets the challenger's share, the payer of the first claim the payer's.
     """
     digest: bytes32 = self._digest(a)
     operator: address = self._signer(digest, of_a)
@@ -507,6 +538,8 @@ def equivocate(a: Claim, of_a: Bytes[65], b: Claim, of_b: Bytes[65]):
     assert a.node == b.node and a.session == b.session and a.model == b.model, "two sessions"
     assert a.layer_start == b.layer_start and a.layer_stop == b.layer_stop, "two parts"
     assert a.positions == b.positions, "two parts"
+    # a node remembers what it signed in an epoch, and refuses to sign twice in that one alone
+    assert a.epoch == b.epoch, "two epochs"
     assert (
         a.rows_in != b.rows_in
         or a.rows_out != b.rows_out
@@ -517,7 +550,10 @@ def equivocate(a: Claim, of_a: Bytes[65], b: Claim, of_b: Bytes[65]):
     key: bytes32 = keccak256(abi_encode(a.node, operator, a.session))
     assert not self.reported[key], "reported already"
     self.reported[key] = True
-    amount: uint256 = extcall Registry(registry).lock(a.node, operator, rules.penalty)
+    entry: Node = staticcall Registry(registry).record(a.node, operator)
+    amount: uint256 = self._lock(a.node, operator, rules.penalty)
+    # else a node could get away with what its own sham disputes left free
+    assert amount == rules.penalty or entry.locked == 0, "disputes hold the stake: report later"
     self._slash(a.node, operator, amount, msg.sender, a.payer)
     log Equivocated(node=a.node, operator=operator, reporter=msg.sender, amount=amount)
 
@@ -544,7 +580,7 @@ def _entered(state: dispute.State, phase: uint256, sender: address) -> dispute.S
     """
     @notice The state, if it is the game's, this phase, and the sender's turn in time
     """
-    assert self.games[self._game(state.claim, state.challenger)] == keccak256(abi_encode(state)), "another state"
+    assert self.games[self._game(state.claim, state.defender, state.challenger)] == keccak256(abi_encode(state)), "another state"
     assert state.phase == phase, "another phase"
     assert block.timestamp <= state.deadline, "too late"
     mover: address = state.defender
@@ -566,7 +602,7 @@ def _moved(state: dispute.State, shown: Bytes[3072]):
     s: dispute.State = state
     s.moves += 1
     s.deadline = block.timestamp + rules.move_seconds
-    game: bytes32 = self._game(s.claim, s.challenger)
+    game: bytes32 = self._game(s.claim, s.defender, s.challenger)
     self.games[game] = keccak256(abi_encode(s))
     log Moved(game=game, state=s, shown=shown)
 
@@ -576,7 +612,7 @@ def _decide(state: dispute.State, challenger_lost: bool):
     s: dispute.State = state
     s.phase = dispute.DECIDED
     s.challenger_lost = challenger_lost
-    game: bytes32 = self._game(s.claim, s.challenger)
+    game: bytes32 = self._game(s.claim, s.defender, s.challenger)
     self.games[game] = keccak256(abi_encode(s))
     log Decided(game=game, challenger_lost=challenger_lost)
 
@@ -676,8 +712,18 @@ def _asked(state: dispute.State, index: uint256, payload: Bytes[openings.BLOCK])
 
 @internal
 @pure
-def _game(claim: bytes32, challenger: address) -> bytes32:
-    return keccak256(abi_encode(claim, challenger))
+def _dispute(claim: bytes32, defender: address) -> bytes32:
+    """
+    @notice What a dossier is about: others can sign the same words, and what their games come to
+        says nothing of this signer
+    """
+    return keccak256(abi_encode(claim, defender))
+
+
+@internal
+@pure
+def _game(claim: bytes32, defender: address, challenger: address) -> bytes32:
+    return keccak256(abi_encode(self._dispute(claim, defender), challenger))
 
 
 @internal
@@ -700,6 +746,60 @@ def _signer(digest: bytes32, signature: Bytes[65]) -> address:
     signer: address = ecrecover(digest, v, r, s)
     assert signer != empty(address), "not signed"
     return signer
+
+
+@internal
+def _lock(node: bytes32, operator: address, amount: uint256) -> uint256:
+    """
+    @return What was locked of the stake: all that is free if that is less than the amount
+    """
+    entry: Node = staticcall Registry(registry).record(node, operator)
+    assert entry.stake + entry.leaving != 0, "nothing at stake"
+    if entry.stake + entry.leaving == entry.locked:
+        return 0
+    return extcall Registry(registry).lock(node, operator, amount)
+
+
+@internal
+def _free(node: bytes32, operator: address, locked: uint256):
+    """
+    @notice A claim's disputes ended without a conviction: unlock what no claim in the queue needs
+    """
+    queue: Queue = self.queues[node][operator]
+    if locked < rules.penalty:
+        queue.claims -= 1
+    queue.coins += locked
+    self._keep(node, operator, queue)
+
+
+@internal
+def _take(node: bytes32, operator: address, locked: uint256) -> uint256:
+    """
+    @notice A claim is convicted: lock what is missing of the penalty
+    @return What is locked for it
+    """
+    if locked == rules.penalty:
+        return locked
+    queue: Queue = self.queues[node][operator]
+    queue.claims -= 1
+    kept: uint256 = min(queue.coins, rules.penalty - locked)
+    queue.coins -= kept
+    self._keep(node, operator, queue)
+    amount: uint256 = locked + kept
+    entry: Node = staticcall Registry(registry).record(node, operator)
+    if amount < rules.penalty and entry.stake + entry.leaving != entry.locked:
+        amount += extcall Registry(registry).lock(node, operator, rules.penalty - amount)
+    return amount
+
+
+@internal
+def _keep(node: bytes32, operator: address, of_queue: Queue):
+    queue: Queue = of_queue
+    kept: uint256 = min(queue.coins, queue.claims * rules.penalty)
+    if queue.coins != kept:
+        extcall Registry(registry).unlock(node, operator, queue.coins - kept)
+    queue.coins = kept
+    self.queues[node][operator] = queue
 
 
 @internal

@@ -63,7 +63,7 @@ struct Tensor:
 
 # Everything about a game. The hash of this is what the contract keeps.
 struct State:
-    claim: bytes32
+    claim: bytes32  # the digest that was signed
     facts: bytes32
     challenger: address
     defender: address

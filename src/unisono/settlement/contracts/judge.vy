@@ -99,7 +99,7 @@ LOWER: constant(uint256) = max_value(uint256) // (2**64 - 1) * (2**32 - 1)
 HIGH: constant(uint256) = 16318463  # 0xf8ffff
 LEAST: constant(uint256) = 16252928  # 0xf80000
 Q16: constant(int256) = 65536
-MAX_ROW: constant(uint256) = 32768  # bytes of a row whose boundary can be judged in one step
+MAX_ROW: constant(uint256) = 65536  # bytes of a row whose boundary can be judged in one step
 
 # keccak256 of the error "wrong": what referees say to numbers that no honest trace has.
 WRONG: constant(bytes32) = 0xb354ea9f33e1825fb8daa09386a0fd24b2fde7bf1db74fc523adda692579bcdf
@@ -314,6 +314,7 @@ def prove_rotation(
     """
     assert state.phase == dispute.PROVE and tensor.kind == steps.ROTATION, "another phase or kind"
     assert keccak256(abi_encode(facts)) == state.facts, "other facts"
+    assert tensor.inputs == 0, "another number of inputs"
     assert keccak256(dispute.words(tensor, [], p)) == state.tensor, "another tensor"
     c: steps.Context = self._context(state, facts, empty(dispute.Sampling), tensor.kind)
     total: DynArray[int256, steps.MAX_TOTAL] = []
@@ -444,6 +445,8 @@ def _check(
 ):
     assert s.phase == dispute.PROVE, "another phase"
     assert keccak256(abi_encode(facts)) == s.facts, "other facts"
+    # else words could be moved between inputs and parameters, and the hash would be the same
+    assert tensor.inputs == len(inputs), "another number of inputs"
     assert keccak256(dispute.short_words(tensor, inputs, p)) == s.tensor, "another tensor"
 
 
@@ -571,8 +574,8 @@ def _root(leaves: DynArray[bytes32, MAX_ROW // 256]) -> bytes32:
     nodes: DynArray[bytes32, MAX_ROW // 256] = leaves
     gap: bytes32 = empty(bytes32)
     count: uint256 = len(nodes)
-    for level: uint256 in range(openings.depth_of(count), bound=7):
-        for i: uint256 in range(64):
+    for level: uint256 in range(openings.depth_of(count), bound=8):
+        for i: uint256 in range(128):
             k: uint256 = 2 * i
             if k >= count:
                 break

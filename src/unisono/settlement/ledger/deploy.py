@@ -38,18 +38,27 @@ TERMS: Mapping[str, int] = {
     "delay": 14 * DAY,
     "window": DAY,
     "bond": 10_000_000,
-    "games": 4,
+    "games": 16,
     "penalty": 100_000_000,
     "move_seconds": DAY // 4,
     "epoch_seconds": EPOCH_SECONDS,
     "claim_seconds": 7 * DAY,
+    "cases": 4,
+    "unit": 50_000_000,
+    "fee": 500_000,
+    "fine": 1_000_000,
+    "draw_blocks": 4,
+    "commit_seconds": DAY // 12,
+    "reveal_seconds": DAY // 24,
+    "contest_seconds": DAY,
     "to_challenger": 5_000,
     "to_payer": 3_000,
     "to_defender": 5_000,
 }
 """What cannot be changed once the contracts are there, by the names of constructors' arguments:
 `delay` is from unbonding to withdrawal, `window` from the start of a channel's close to its end,
-amounts are in the coin's smallest unit, shares in 1/10,000; the others are the court's rules."""
+amounts are in the coin's smallest unit, shares in 1/10,000; the others are the court's and the
+committee's rules."""
 _OTHER_NAMES = {
     "coin": COIN,
     "token": COIN,

@@ -11,10 +11,12 @@ from typing import Annotated, Any, TypeVar, cast
 
 import httpx
 import msgspec
+from eth_hash.auto import keccak
 
 from unisono.clock import Clock, SystemClock
 from unisono.errors import ConfigurationError, LedgerUnreachable, TransactionRefused
 from unisono.settlement.eip712 import checksummed
+from unisono.settlement.ledger.header import HeaderFields
 from unisono.settlement.ledger.ledger import BlockHash, Call, ChainReceipt, Head, Log, TxHash
 from unisono.settlement.ledger.revert import Reverted
 from unisono.types import EvmAddress
@@ -135,6 +137,16 @@ class RpcLedger:
         """The canonical block of this number, or None if there is none yet."""
         block = await self._get(_Block | None, "eth_getBlockByNumber", hex(number), False)
         return None if block is None else _head(block)
+
+    async def header(self, number: int) -> bytes | None:
+        """The header of the canonical block of this number as it is hashed (RLP), or None."""
+        block = await self._get(HeaderFields | None, "eth_getBlockByNumber", hex(number), False)
+        if block is None:
+            return None
+        header = block.encoded()
+        if keccak(header) != _bytes(block.hash):
+            raise self._strange(f"the header of block {number} has another form than is known")
+        return header
 
     async def nonce(self, account: EvmAddress, block: int | None = None) -> int:
         """How many transactions of the account the chain holds, up to a block."""

@@ -49,6 +49,11 @@ def block_view(block: BlockAPI, *, full: bool) -> Json:
         "timestamp": quantity(header.timestamp),
         "mixHash": data(header.mix_hash),
         "baseFeePerGas": quantity(header.base_fee_per_gas),
+        "withdrawalsRoot": data(header.withdrawals_root),
+        "blobGasUsed": quantity(header.blob_gas_used),
+        "excessBlobGas": quantity(header.excess_blob_gas),
+        "parentBeaconBlockRoot": data(header.parent_beacon_block_root),
+        "requestsHash": data(header.requests_hash),
         "uncles": [],
         "transactions": [
             transaction_view(block, index) if full else data(transaction.hash)

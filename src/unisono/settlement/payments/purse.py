@@ -288,25 +288,30 @@ class Purse:
             raise LedgerUnreachable(f"the channel to {known.place.payee} was closed meanwhile")
         known.deposit = state.deposit
 
-    def expected(self, address: EvmAddress, node: NodeId, window: int, share: int) -> int:
-        """Units that a node has to give back at least, if it owes this share of a window."""
-        known = self._payees.get(address)
-        return (
-            0
-            if known is None
-            else credit(self.credits.paid(known.place, node, window, sure=True), share)
-        )
+    async def paid(self, record: NodeRecord, window: int) -> int:
+        """Units for answers that a node signed in a window.
 
-    async def credited(self, address: EvmAddress, node: NodeId, window: int, units: int) -> int:
-        """A node gave back so much of what it was paid in a window, all told. Returns what that
-        comes to here: no more than was paid.
+        Raises:
+            SettlementError: the node names nobody who could be paid, or the chain is away.
+        """
+        known = await self.payee(_payee_of(record.terms, record.node))
+        return self.credits.paid(known.place, record.node, window)
+
+    async def credited(
+        self, record: NodeRecord, window: int, units: int, share: int
+    ) -> tuple[int, int]:
+        """A node gives so much of what it was paid in a window back, all told, and owes this share
+        of it in thousandths. Returns what it comes to here, which is no more than was paid, and
+        the least that it had to be.
 
         Raises:
             SettlementError: the chain is away.
             ConfigurationError: the account cannot be kept.
         """
-        known = await self.payee(address)
-        return self.credits.grant(known.place, known.account, known.voucher, node, window, units)
+        known = await self.payee(_payee_of(record.terms, record.node))
+        place, node = known.place, record.node
+        came = self.credits.grant(place, known.account, known.voucher, node, window, units)
+        return came, credit(self.credits.paid(place, node, window, sure=True), share)
 
     async def payee(self, address: EvmAddress) -> _Payee:
         """A payee's channel.

@@ -181,7 +181,9 @@ class Till:
         if tokens is None:
             known.account.drop(session)
         else:
+            before = known.account.charged
             known.account.finish(session, tokens)
+            self.credits.earned(known.place, entry[0], known.account.charged - before)
         if known.owner is not None:
             self._save(known)
         elif not known.account.stays:

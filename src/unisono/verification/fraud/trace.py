@@ -8,6 +8,7 @@ is made for a dispute as a whole; of all traces, one.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,6 +103,18 @@ class Grid:
             self._stages.append(Tree(roots))
             stages.append(self._stages[-1].root)
         self._top = Tree(stages, empty_root(depth_of(hop.positions)))
+
+    def with_cell(self, kept: Kept, cell: Cell) -> Grid:
+        """The grid of other kept tensors that differ in one cell, without hashing all others."""
+        grid, hop = copy(self), self.hop
+        grid.kept, grid._cells, grid._stages = kept, dict(self._cells), list(self._stages)
+        roots = [grid.tensor_tree(cell, t).root for t in hop.kept(cell.stage)]
+        grid._cells[cell] = Tree(roots)
+        cells = [grid._cells[Cell(cell.stage, p)].root for p in range(hop.positions)]
+        grid._stages[cell.stage] = Tree(cells)
+        stages = [tree.root for tree in grid._stages]
+        grid._top = Tree(stages, empty_root(depth_of(hop.positions)))
+        return grid
 
     @property
     def root(self) -> bytes:

@@ -127,6 +127,12 @@ class Bulletin:
         """Whether a conviction of the node is known here."""
         return node in self._convicted
 
+    def convicted_at(self, node: NodeId) -> float | None:
+        """When the node signed what it is convicted of: the start of that epoch in Unix seconds;
+        None if no conviction is known here."""
+        known = self._convicted.get(node)
+        return None if known is None else float(known.epoch * self.epoch_seconds)
+
     # what it is asked
 
     def value(self, epoch: int) -> bytes | None:

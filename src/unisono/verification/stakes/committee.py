@@ -22,8 +22,8 @@ from msgspec import UNSET
 from unisono.clock import Clock
 from unisono.errors import PeerCheating
 from unisono.types import NodeId
-from unisono.verification.stakes.faults import CommitteeFault, CommitteeFaultKind, PlantOpening
-from unisono.verification.verdict import FaultKind, Verdict, fault_of
+from unisono.verification.stakes.faults import CommitteeFault, PlantOpening
+from unisono.verification.verdict import CommitteeFaultKind, FaultKind, Verdict, fault_of
 from unisono.wire.claims import HopClaim
 from unisono.wire.identity import Identity
 from unisono.wire.verification_messages import (

@@ -16,12 +16,10 @@ late_reveal       it was opened after the others were known         the auditor
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
 from unisono.types import NodeId, canonical, digest
-from unisono.verification.verdict import Fault, Verdict
+from unisono.verification.verdict import CommitteeFaultKind, Fault, Verdict
 from unisono.wire.verification_messages import (
     CommitsClosed,
     ReplayResult,
@@ -30,19 +28,6 @@ from unisono.wire.verification_messages import (
     Work,
 )
 
-CommitteeFaultKind = Literal[
-    "double_commit",
-    "wrong_opening",
-    "copied_commit",
-    "stale_epoch",
-    "uncomputed",
-    "dissent",
-    "planted_check",
-    "two_faced",
-    "no_commit",
-    "no_reveal",
-    "late_reveal",
-]
 PROVABLE: frozenset[CommitteeFaultKind] = frozenset(
     {
         "double_commit",

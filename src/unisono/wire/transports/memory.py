@@ -155,8 +155,6 @@ class _Pipe:
         self.size = 0
         self.ended = False
         """The sender will send nothing more."""
-        self.dropped = False
-        """Nothing more will be received."""
         self.changed = asyncio.Event()
 
     def touch(self) -> None:
@@ -166,7 +164,7 @@ class _Pipe:
     def drop(self) -> None:
         self.frames.clear()
         self.size = 0
-        self.ended = self.dropped = True
+        self.ended = True
         self.touch()
 
 

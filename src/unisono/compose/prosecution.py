@@ -1,0 +1,235 @@
+"""A challenger before the court of a chain: asks a node for its claim in the chain's form, opens a
+game with a bond, plays it to its end, and collects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from unisono.clock import Clock
+from unisono.errors import PeerCheating, PeerRefused
+from unisono.settlement.advocates import Case, Prosecution, State
+from unisono.settlement.briefs import Brief
+from unisono.settlement.claims import SettlementClaim, court_domain, settlement_claim
+from unisono.settlement.courthouses import contract_of, court_rules, courthouse, read
+from unisono.settlement.disputes import Courthouse, Dispute, Opening
+from unisono.settlement.ledger.deploy import COIN
+from unisono.settlement.ledger.deployment import Deployment
+from unisono.settlement.ledger.intents import Intent
+from unisono.settlement.ledger.ledger import Ledger, Log
+from unisono.settlement.ledger.outbox import Outbox
+from unisono.settlement.ledger.shortfall import shortfall
+from unisono.settlement.stakes import DECIMALS, MAX_UINT
+from unisono.types import EvmAddress, canonical
+from unisono.verification.fraud.descriptors import Descriptors
+from unisono.verification.fraud.moves import Subject
+from unisono.verification.fraud.parties import Challenger
+from unisono.wire.audit_messages import SettlementAsked, SettlementSigned
+from unisono.wire.frames import decode_frame, encode_frame
+from unisono.wire.messages import Refused
+from unisono.wire.transports.base import Stream
+
+SECONDS = 600.0
+"""For a transaction to become final."""
+PHASES = {
+    0: "commit",
+    1: "choose",
+    2: "reveal",
+    3: "contradict",
+    4: "cell",
+    5: "choose part",
+    6: "show",
+    8: "prove",
+}
+"""What a party does in a phase of the contract."""
+
+Told = Callable[[str], None]
+
+
+async def ask_for_claim(
+    stream: Stream,
+    subject: Subject,
+    answer: tuple[int, ...],
+    program: Descriptors,
+    deployment: Deployment,
+    payer: EvmAddress,
+    operator: EvmAddress | None = None,
+) -> SettlementClaim:
+    """A node's claim in the form of a chain, signed by its operator; asked by the gateway that the
+    claim names.
+
+    Args:
+        stream: to the node.
+        answer: its tokens, for a hop that begins the model and does not end it.
+        program: of the model.
+        payer: who is refunded if the claim is false.
+        operator: whose signature it must be; None: anybody's.
+
+    Raises:
+        PeerRefused: the node does not sign.
+        PeerCheating: it answers something else.
+        BadSignature: another key signed, or another claim.
+    """
+    asked = canonical(Brief(subject, () if subject.tokens else answer))
+    await stream.send(encode_frame(SettlementAsked(payer), asked))
+    message, body = decode_frame(await stream.receive())
+    if isinstance(message, Refused):
+        raise PeerRefused(message.message, message.code)
+    if not isinstance(message, SettlementSigned):
+        raise PeerCheating(f"{type(message).__name__} in the place of a signature")
+    size = subject.manifest.config.vocabulary_size
+    tokens = subject.tokens or answer
+    expected = settlement_claim(subject.claim, subject.request, tokens, program.root, size, payer)
+    claim = replace(expected, signature=bytes(body))
+    domain = court_domain(deployment.chain_id, deployment.address("court"))
+    signer = claim.signer(domain)
+    claim.check(domain, operator or signer, expected)
+    return claim
+
+
+@dataclass(frozen=True, slots=True)
+class Play:
+    """One transaction of a game."""
+
+    party: str
+    """`defender` or `challenger`; `anybody` of what pays out."""
+    what: str
+    gas: int
+    at: int
+    """Timestamp of its block, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a game on a chain ended."""
+
+    game: str
+    challenger_won: bool
+    kind: int
+    """Of the step that was judged: 1 + its place among the sorted names; 0: none was reached."""
+    plays: tuple[Play, ...]
+    amount: int
+    """Units that the loser lost: the penalty, or the bond."""
+    collected: int
+    """Units that the challenger got, its own bond included."""
+    refunded: int
+    """Units that the payer got."""
+    collecting_gas: int
+
+    @property
+    def gas(self) -> int:
+        """Of the whole game, without what is collected."""
+        return sum(play.gas for play in self.plays)
+
+
+class Plaintiff:
+    """One account that challenges claims. The outbox's `run` must run."""
+
+    def __init__(
+        self, ledger: Ledger, outbox: Outbox, deployment: Deployment, clock: Clock
+    ) -> None:
+        self._ledger, self._outbox, self._deployment = ledger, outbox, deployment
+        self.house: Courthouse = courthouse(ledger, outbox, deployment, clock)
+        self._registry = contract_of(deployment, "registry")
+        self._coin = contract_of(deployment, COIN)
+
+    async def challenge(
+        self, case: Case, player: Challenger, poll_seconds: float, told: Told = lambda text: None
+    ) -> Outcome:
+        """Open a game with a bond, or take up the one that this account opened, and play it.
+
+        Raises:
+            InsufficientFunds: the account has not the bond.
+            TransactionRefused: the court does not hear it, and says why.
+            SettlementError: the chain is away, or a move is not final in time.
+        """
+        opening = await self._opened(case)
+        if opening is None:
+            told("placing the bond")
+            await self._bond()
+            opening = await self.house.open(case, str((await self._ledger.head()).number))
+        told("playing")
+        dispute = Dispute(self.house, case, opening, lambda state: Prosecution(case, state, player))
+        state = await dispute.run(poll_seconds)
+        told("collecting")
+        return await self._outcome(case, opening, state)
+
+    async def _opened(self, case: Case) -> Opening | None:
+        head = await self._ledger.head()
+        found = await self.house.against(case, self._deployment.block, head.number)
+        return next((x for x in found if x.state.challenger == self._outbox.account), None)
+
+    async def _bond(self) -> None:
+        rules = await court_rules(self._ledger, self._deployment)
+        bond, account, court = rules.bond, self._outbox.account, self.house.court.address
+        have = await read(self._ledger, self._coin, "balanceOf", account)
+        if have < bond:
+            raise shortfall(
+                have,
+                bond,
+                what=f"balance of {account}",
+                purpose="the bond of a challenge",
+                remedy="send {missing} to that address",
+                decimals=DECIMALS,
+            )
+        if await read(self._ledger, self._coin, "allowance", account, court) < bond * rules.games:
+            data = self._coin.encode("approve", court, MAX_UINT)
+            purpose = "letting the court take bonds"
+            await self._outbox.perform(Intent(self._coin.address, data, purpose=purpose), SECONDS)
+
+    async def _outcome(self, case: Case, opening: Opening, state: State) -> Outcome:
+        logs = await self._logs(opening)
+        plays, amount = await self._plays(opening, logs)
+        collected, first = await self.collect(self._outbox.account)
+        refunded, second = await self.collect(case.claim.payer)
+        return Outcome(
+            opening.game.hex(),
+            not state.challenger_lost,
+            state.kind,
+            plays,
+            amount,
+            collected,
+            refunded,
+            first + second,
+        )
+
+    async def collect(self, owner: EvmAddress) -> tuple[int, int]:
+        """Pay out what court and registry owe somebody: units, and the gas of it."""
+        units = gas = 0
+        for contract in (self._registry, self.house.court):
+            owed = await read(self._ledger, contract, "credit", owner)
+            if not owed:
+                continue
+            data = contract.encode("collect", owner)
+            key = str((await self._ledger.head()).number)
+            intent = Intent(contract.address, data, key=key, purpose=f"collecting for {owner}")
+            receipt = await self._outbox.perform(intent, SECONDS)
+            units, gas = units + owed, gas + receipt.gas_used
+        return units, gas
+
+    async def _logs(self, opening: Opening) -> list[Log]:
+        head = await self._ledger.head()
+        logs = await self._ledger.logs((self.house.court.address,), opening.block, head.number)
+        return [x for x in logs if len(x.topics) > 1 and x.topics[1] == opening.game]
+
+    async def _plays(self, opening: Opening, logs: list[Log]) -> tuple[tuple[Play, ...], int]:
+        plays: list[Play] = []
+        state, amount = opening.state, 0
+        for log in logs:
+            receipt = await self._ledger.receipt(log.transaction)
+            block = await self._ledger.block(log.block)
+            assert receipt is not None
+            assert block is not None
+            name, fields = self.house.court.event(log) or ("", {})
+            party, what = "anybody", "settle"
+            if name == "Opened":
+                party, what = "challenger", "open"
+            elif name in ("Moved", "Decided"):
+                party, what = state.turn or "anybody", PHASES.get(state.phase, "move")
+            elif name == "Settled":
+                amount = int(fields["amount"])
+            if name == "Moved":
+                state = State(*fields["state"])
+            play = Play(party, what, receipt.gas_used, block.timestamp)
+            plays.append(play)
+        return tuple(plays), amount
