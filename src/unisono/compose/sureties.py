@@ -12,6 +12,8 @@ import asyncio
 import logging
 from pathlib import Path
 
+from msgspec import UNSET
+
 from unisono.clock import Clock
 from unisono.compose.prosecution import ask_for_claim
 from unisono.compose.staked import StakedMembers
@@ -68,7 +70,9 @@ class Sureties:
     async def secure(self, receipt: Receipt, claim: HopClaim) -> SettlementClaim | None:
         """Have a node sign for the chain, if it has a stake; None if it has none or does not."""
         staked = self._members.staked(claim.node)
-        if staked is None or claim.model != self._model.id:
+        # the court knows no ensembles, so a hop that was given its tokens need not sign for it
+        given = claim.distributions is not UNSET
+        if staked is None or claim.model != self._model.id or given:
             return None
         assert staked.terms is not None
         try:
