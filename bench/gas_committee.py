@@ -99,7 +99,7 @@ class _Scene:
 def _deployed(chain: Chain) -> _Scene:
     chain.fund(ACCUSED, OPENER, *MEMBERS)
     coin = chain.deploy("stablecoin")
-    nonce = chain.web3.eth.get_transaction_count(chain.key.address)
+    nonce = chain.web3.eth.get_transaction_count(cast(Any, chain.key.address))
     places = [contract_address(chain.key.address, nonce + k) for k in (2, 3)]
     # No step is judged here: any contract will do as a referee.
     judge = chain.deploy("judge", places[0], *[coin.address] * 3)
@@ -126,7 +126,7 @@ def _header(chain: Chain, number: int) -> bytes:
     if chain.name == "py-evm":
         provider: Any = chain.web3.provider
         inner = provider.ethereum_tester.backend.chain
-        return rlp.encode(inner.get_canonical_block_header_by_number(number))
+        return cast(Any, rlp).encode(inner.get_canonical_block_header_by_number(number))
     provider = cast(Any, chain.web3.provider)
     block = provider.make_request("eth_getBlockByNumber", [hex(number), False])["result"]
     return msgspec.convert(block, HeaderFields).encoded()
