@@ -333,6 +333,8 @@ async def _money(settings: LocalSettings) -> tuple[LocalChain, ChainSettings]:
     Raises:
         UnisonoError: it does not start, or does not do what it should.
     """
+    import anyio
+
     from unisono.compose.chain_settings import ChainSettings
     from unisono.compose.local_chain import LocalChain
     from unisono.compose.wallet import settlement_key
@@ -349,7 +351,8 @@ async def _money(settings: LocalSettings) -> tuple[LocalChain, ChainSettings]:
         await chain.deploy(key)
         await chain.endow(key, key.address)
     except BaseException:
-        await chain.close()
+        with anyio.CancelScope(shield=True):
+            await chain.close()
         raise
     return chain, money
 
