@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -164,3 +166,34 @@ async def _twice(chain: LocalChain, folder: Path) -> None:
         await Wallet.open(settings(chain, folder), PAYER, SystemClock())
     finally:
         await first.close()
+
+
+async def test_the_chain_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    program = f"""
+import asyncio
+from pathlib import Path
+from unisono.compose.local_chain import LocalChain
+async def main():
+    chain = LocalChain(Path({str(tmp_path)!r}))
+    await chain.start()
+    print(chain.pid, flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    chain_pid = int(await parent.stdout.readline())
+    parent.kill()
+    await parent.wait()
+    for _ in range(200):
+        try:
+            os.kill(chain_pid, 0)
+        except ProcessLookupError:
+            return
+        stat = Path(f"/proc/{chain_pid}/stat")
+        if stat.exists() and stat.read_text().split()[2] == "Z":
+            return  # ended, and waits for init
+        await asyncio.sleep(0.05)
+    raise AssertionError("the chain outlives its parent")

@@ -69,6 +69,9 @@ def serve_chain(
     chain_id: Annotated[
         int | None, typer.Option("--chain-id", min=1, help="Number of a new chain.")
     ] = None,
+    attached: Annotated[
+        bool, typer.Option("--attached", hidden=True, help="End when standard input does.")
+    ] = False,
     verbose: o.Verbose = False,
 ) -> None:
     """Run the embedded chain for the processes of this machine until Ctrl-C.
@@ -85,10 +88,10 @@ def serve_chain(
     from unisono.config import state_directory
 
     path = Path(store) if store else state_directory() / "chain.sqlite"
-    asyncio.run(_serve(path, chain_id, port))
+    asyncio.run(_serve(path, chain_id, port, attached))
 
 
-async def _serve(path: Path, chain_id: int | None, port: int) -> None:
+async def _serve(path: Path, chain_id: int | None, port: int, attached: bool) -> None:
     from unisono.cli.terminal import out
     from unisono.settlement.ledger.embedded import EmbeddedChain
     from unisono.settlement.ledger.rpc_server import RpcServer
@@ -99,9 +102,26 @@ async def _serve(path: Path, chain_id: int | None, port: int) -> None:
         await server.start(port)
         out.print(f"chain_rpc  {server.url}", soft_wrap=True, markup=False)
         out.print(f"chain_id   {chain.chain_id}", soft_wrap=True, markup=False)
-        await server.wait()
+        waiting = [asyncio.create_task(server.wait())]
+        if attached:
+            waiting.append(asyncio.create_task(_until_input_ends()))
+        done, left = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in left:
+            task.cancel()
+        for task in done:
+            task.result()
     finally:
         await server.close()
+
+
+async def _until_input_ends() -> None:
+    """Whoever started this process holds the other end of its input: it ends with them, even if
+    they are killed."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while await reader.read(1024):
+        pass
 
 
 @app.command("deploy")

@@ -84,7 +84,8 @@ class LocalChain:
             str(self._port),
             "--store",
             str(self.folder / "chain.sqlite"),
-            stdin=asyncio.subprocess.DEVNULL,
+            "--attached",
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the parent, which ends us
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
