@@ -22,13 +22,7 @@ if TYPE_CHECKING:
 
 
 def audit(
-    receipt: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RECEIPT",
-            help="A file, - for stdin, or a URL such as http://HOST/v1/receipts/ID.",
-        ),
-    ] = None,
+    receipt: o.Receipt = None,
     prepare: Annotated[
         str | None,
         typer.Option(

@@ -163,3 +163,9 @@ BaseUrl = Annotated[
     str | None, typer.Option("--base-url", help="A gateway, e.g. http://127.0.0.1:8000.")
 ]
 ApiKey = Annotated[str | None, typer.Option("--api-key", help="The key that the gateway asks for.")]
+Receipt = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="RECEIPT", help="A file, - for stdin, or a URL such as http://HOST/v1/receipts/ID."
+    ),
+]

@@ -17,13 +17,7 @@ if TYPE_CHECKING:
 
 
 def verify(
-    receipt: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RECEIPT",
-            help="A file, - for stdin, or a URL such as http://HOST/v1/receipts/ID.",
-        ),
-    ] = None,
+    receipt: o.Receipt = None,
     evidence: Annotated[
         str | None,
         typer.Option(

@@ -14,11 +14,11 @@ from unisono.compose.chain_settings import ChainSettings, SellerSettings
 from unisono.errors import ConfigurationError
 from unisono.market.sla import WINDOW_SECONDS
 from unisono.settlement.eip712 import parse_address
-from unisono.settlement.ledger.delivery import OutboxSettings
-from unisono.settlement.ledger.deployment import Deployment, check_deployment, load_deployment
+from unisono.settlement.ledger.deployment import Deployment
 from unisono.settlement.ledger.keys import Keystore, read_passphrase
+from unisono.settlement.ledger.network import open_network
 from unisono.settlement.ledger.outbox import Outbox, stop
-from unisono.settlement.ledger.rpc import RpcLedger, connected
+from unisono.settlement.ledger.rpc import RpcLedger
 from unisono.settlement.payments.books import Books
 from unisono.settlement.payments.contract_channels import ContractChannels
 from unisono.settlement.payments.purse import Purse
@@ -78,14 +78,12 @@ async def onlooker(
         ConfigurationError: a file, key or contract is not what it should be.
         SettlementError: the chain does not answer.
     """
-    deployment = load_deployment(settings.deployment)
     address = account_address(settings, identity)
-    ledger = RpcLedger(settings.rpc)
+    network = await open_network(settings.rpc, settings.deployment, wait_seconds=0)
     try:
-        await check_deployment(deployment, ledger)
-        yield address, ledger, ContractChannels(ledger, deployment)
+        yield address, network.ledger, ContractChannels(network.ledger, network.deployment)
     finally:
-        await ledger.close()
+        await network.close()
 
 
 class Wallet:
@@ -122,10 +120,11 @@ class Wallet:
             SettlementError: the chain does not answer, or gives nothing for gas.
         """
         key = settlement_key(settings, identity)
-        deployment = load_deployment(settings.deployment)
-        ledger = await connected(settings.rpc, wait_seconds=CONNECT_SECONDS, clock=clock)
+        network = await open_network(
+            settings.rpc, settings.deployment, wait_seconds=CONNECT_SECONDS, clock=clock
+        )
+        ledger, deployment = network.ledger, network.deployment
         try:
-            await check_deployment(deployment, ledger)
             private = await ledger.is_private()
             if private:
                 await ledger.fund(key.address)
@@ -137,14 +136,13 @@ class Wallet:
                 None if folder is None else folder / "outbox.sqlite",
                 ledger,
                 key,
-                settings=OutboxSettings(
-                    confirmations=deployment.confirmations,
-                    poll_seconds=PRIVATE_POLL if private else PUBLIC_POLL,
+                settings=network.outbox_settings(
+                    poll_seconds=PRIVATE_POLL if private else PUBLIC_POLL
                 ),
                 clock=clock,
             )
         except BaseException:
-            await ledger.close()
+            await network.close()
             raise
         books = Books(None if folder is None else folder / "accounts.sqlite")
         return cls(key, ledger, deployment, outbox, books, clock, folder)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from unisono.clock import Clock, SystemClock
+from unisono.database import open_database
 from unisono.errors import ConfigurationError, ReceiptError
 from unisono.verification.audit_note import AuditNote
 from unisono.verification.receipt import Receipt, to_json
@@ -191,27 +190,12 @@ def _with_audits(receipt: bytes, notes: Sequence[bytes]) -> bytes:
 
 
 def _open(path: Path | str | None) -> sqlite3.Connection:
-    if path is not None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Before SQLite makes it with the mode of every other file; its log inherits the mode.
-        with suppress(FileExistsError):
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    database = sqlite3.connect(":memory:" if path is None else path)
-    try:
-        database.execute("PRAGMA journal_mode = WAL")
-        # In WAL mode a power cut may take the last receipts, and never harms the file.
-        database.execute("PRAGMA synchronous = NORMAL")
-        version = int(database.execute("PRAGMA user_version").fetchone()[0])
-        if version not in (0, SCHEMA_VERSION):
-            raise ConfigurationError(
-                f"{path} was written by another version of the receipt store ({version}); this "
-                f"program reads version {SCHEMA_VERSION}: move the file away to start a new one"
-            )
-        database.executescript(SCHEMA)
-        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        database.commit()
-    except BaseException:
-        database.close()
-        raise
-    return database
+    return open_database(
+        path,
+        SCHEMA,
+        SCHEMA_VERSION,
+        lambda found: (
+            f"{path} was written by another version of the receipt store ({found}); this "
+            f"program reads version {SCHEMA_VERSION}: move the file away to start a new one"
+        ),
+    )

@@ -3,43 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
-import socket
-from collections.abc import Generator
 
 import uvicorn
 from fastapi import FastAPI
 
 from unisono.errors import ConfigurationError
 from unisono.gateway.service import GatewayService
+from unisono.web_server import WebServer, tcp_listener
 
 FORCE_SECONDS = 5
 """How long a connection may take to close once its answer was ended."""
-
-
-class _Server(uvicorn.Server):
-    """A uvicorn server that leaves signals alone and tells when it listens."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        """Signals belong to the program that composes the gateway, not to its web server."""
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
 
 
 class GatewayServer:
     """A gateway that listens. Made by `serve`."""
 
     def __init__(
-        self, app: FastAPI, server: _Server, task: asyncio.Task[None], host: str, port: int
+        self, app: FastAPI, server: WebServer, task: asyncio.Task[None], host: str, port: int
     ) -> None:
         self._service: GatewayService = app.state.gateway
         self._server = server
@@ -82,12 +63,8 @@ async def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> Gateway
     Raises:
         ConfigurationError: the address cannot be bound.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        made = socket.create_server((host, port), family=family, backlog=1024)
-        # Taken up again by its number a socket knows that it speaks TCP, and only for such asyncio
-        # switches Nagle's algorithm off: small parts of a stream would wait up to 40 ms.
-        listener = socket.socket(fileno=made.detach())
+        listener = tcp_listener(host, port, backlog=1024)
     except OSError as error:
         raise ConfigurationError(
             f"cannot listen on {host} port {port}: {error.strerror or error}; choose another "
@@ -96,12 +73,6 @@ async def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> Gateway
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="off", server_header=False
     )
-    server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    listening = asyncio.create_task(server.listening.wait())
-    await asyncio.wait({task, listening}, return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        listening.cancel()
-        listener.close()
-        task.result()
+    server = WebServer(config)
+    task = await server.begin(listener)
     return GatewayServer(app, server, task, host, listener.getsockname()[1])

@@ -7,13 +7,13 @@ same rules (`presence`), and so come to the same figures.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
+from unisono.database import open_database
 from unisono.errors import ConfigurationError
 from unisono.market.presence import Seen, Sight, downs
 from unisono.market.sla import SETTLE_SECONDS, credit_share, is_doubtful, uptime, window_at
@@ -332,22 +332,11 @@ def outcomes(log: ServiceLog, windows: Iterable[int], bad: frozenset[str]) -> fr
 
 
 def _open(path: Path | str | None) -> sqlite3.Connection:
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    database = sqlite3.connect(":memory:" if path is None else path)
-    try:
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = NORMAL")
-        found = database.execute("PRAGMA user_version").fetchone()[0]
-        if found not in (0, VERSION):
-            raise ConfigurationError(
-                f"{path} holds service levels of version {found}; this program reads {VERSION}"
-            )
-        database.executescript(_SCHEMA)
-        database.execute(f"PRAGMA user_version = {VERSION}")
-        database.commit()
-    except BaseException:
-        database.close()
-        raise
-    return database
+    return open_database(
+        path,
+        _SCHEMA,
+        VERSION,
+        lambda found: (
+            f"{path} holds service levels of version {found}; this program reads {VERSION}"
+        ),
+    )

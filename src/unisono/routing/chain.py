@@ -9,11 +9,9 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
-from msgspec import UNSET
-
 from unisono.clock import Clock, SystemClock
 from unisono.errors import PeerCheating, PeerGone
+from unisono.routing.commission import Commission
 from unisono.routing.payments import Purse, Tab
 from unisono.routing.replies import HopLost, HopRefused, Replies
 from unisono.types import (
@@ -23,9 +21,8 @@ from unisono.types import (
     SampledToken,
     SessionId,
     is_complete,
-    request_hash,
 )
-from unisono.wire.claims import EPOCH_SECONDS, HopClaim, epoch_is_due, tokens_root
+from unisono.wire.claims import EPOCH_SECONDS, HopClaim
 from unisono.wire.ensemble import Given, Weighed
 from unisono.wire.link import Link, Links
 from unisono.wire.messages import (
@@ -34,7 +31,6 @@ from unisono.wire.messages import (
     Failed,
     Finish,
     Message,
-    Open,
     Opened,
     Refused,
     Rewire,
@@ -109,16 +105,15 @@ class Chain:
         `draft`: whether the first hop may guess tokens ahead. `purse`: who pays hops that are
         not free; shares are of `layer_count` layers."""
         self._links_of_gateway = links
-        self._gateway = gateway
         self.hops = list(hops)
         self._request = request
         self._generated = list(generated)
-        self._top_logprobs = top_logprobs
-        self._draft = draft
         self._clock = clock or SystemClock()
-        self._epoch_seconds = epoch_seconds
         self._weighing = weighing
         self.session = SessionId(secrets.token_hex(16))
+        self._commission = Commission(
+            self.session, gateway, request, top_logprobs, draft, weighing is not None, epoch_seconds
+        )
         self.lost: dict[int, HopLost] = {}
         """Hops that have to be replaced, by index."""
         self.failures: dict[NodeId, HopLost | HopRefused] = {}
@@ -216,7 +211,11 @@ class Chain:
             link = self._links[index]
             assert link is not None
             tab = self._tabs[index] = self._open_tab(index, link)
-            message, body = self._opening(index, position, tab)
+            tokens = (*self._request.prompt, *self._generated)
+            if index == 0:
+                self._given = len(tokens)
+            agreed = None if tab is None else tab.agreed
+            message, body = self._commission.opening(self.hops, index, tokens, position, agreed)
             link.post(message, body)
             if tab is not None:
                 tab.begin()
@@ -249,44 +248,9 @@ class Chain:
         record, purse = self.hops[index], self._purse
         if record.terms is None or purse is None:
             return None
-        prompt = len(self._request.prompt)
-        most = prompt + self._request.max_tokens
+        prompt, most = len(self._request.prompt), self._commission.positions
         sold = Sold(self.session, record, self._layer_count, prompt, self._known, most)
         return purse.open(sold, link.post)
-
-    def _opening(self, index: int, resume: int, tab: Tab | None) -> tuple[Open, bytes]:
-        request, hops = self._request, self.hops
-        count = len(hops)
-        last = index == count - 1
-        tokens = (*request.prompt, *self._generated)
-        if index == 0:
-            self._given = len(tokens)
-        opened = Open(
-            session=self.session,
-            request_hash=request_hash(request),
-            gateway=self._gateway,
-            model=request.model,
-            layers=hops[index].layers,
-            hop=index,
-            hops=count,
-            previous=None if count == 1 else hops[index - 1].node,
-            next=None if count == 1 else hops[(index + 1) % count].address,
-            resume=resume,
-            sampling=request.sampling,
-            prompt=len(request.prompt),
-            positions=len(request.prompt) + request.max_tokens,
-            start=len(tokens),
-            max_tokens=request.max_tokens,
-            stop_tokens=request.stop_tokens,
-            top_logprobs=self._top_logprobs if last else -1,
-            # One that takes the first hop's place is behind the others: its wrong guesses would
-            # replace right rows of theirs, which they may be about to sign.
-            draft=self._draft,
-            agreed=None if tab is None else tab.agreed,
-            weigh=self._weighing is not None,
-        )
-        ends = index == 0 or last
-        return opened, np.array(tokens if ends else (), dtype="<u4").tobytes()
 
     async def _rewire(
         self,
@@ -373,27 +337,15 @@ class Chain:
         return tuple(claims)
 
     def _check(self, claim: HopClaim, index: int, tokens: int) -> None:
-        record = self.hops[index]
         last = index == len(self.hops) - 1
-        good = (
-            claim.signature_is_good()
-            and claim.node == record.node
-            and claim.layers == record.layers
-            and claim.session == self.session
-            and claim.hop == index
-            and claim.gateway == self._gateway
-            and claim.model == self._request.model
-            and claim.request == request_hash(self._request)
-            and epoch_is_due(claim.epoch, self._clock.now(), self._epoch_seconds)
-            and claim.positions == len(self._request.prompt) + tokens - 1
-            and claim.tokens == (tokens_root(self._generated[:tokens]) if last else "")
-            and claim.distributions
-            == (self._weighing.root(tokens) if last and self._weighing else UNSET)
-        )
-        if not good:
-            lost = HopLost(f"node {record.node[:8]} signed another claim than was due", record.node)
-            self.lose(index, lost)
-            raise lost
+        root = self._weighing.root(tokens) if last and self._weighing else None
+        now = self._clock.now()
+        if self._commission.is_due(claim, self.hops, index, self._generated, tokens, root, now):
+            return
+        node = self.hops[index].node
+        lost = HopLost(f"node {node[:8]} signed another claim than was due", node)
+        self.lose(index, lost)
+        raise lost
 
     def close(self) -> None:
         """End the session on every hop; idempotent."""

@@ -6,10 +6,8 @@ that a process that dies at any moment finds on its return what it may have done
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import NewType
 
 import msgspec
 
+from unisono.database import open_database
 from unisono.errors import ConfigurationError
 from unisono.settlement.ledger.fees import Fee
 from unisono.settlement.ledger.ledger import ChainReceipt, TxHash
@@ -314,27 +313,15 @@ def _fee(data: bytes) -> Fee:
 
 
 def _open(path: Path | str | None) -> sqlite3.Connection:
-    if path is not None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # Before SQLite makes it with the mode of every other file; its log inherits the mode.
-        with suppress(FileExistsError):
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    database = sqlite3.connect(":memory:" if path is None else path, check_same_thread=False)
-    try:
-        database.execute("PRAGMA journal_mode = WAL")
-        # What was signed must be known before it is sent, power cut or not.
-        database.execute("PRAGMA synchronous = FULL")
-        version = int(database.execute("PRAGMA user_version").fetchone()[0])
-        if version not in (0, SCHEMA_VERSION):
-            raise ConfigurationError(
-                f"{path} was written by another version of the outbox ({version}); this program "
-                f"reads version {SCHEMA_VERSION}: let the other version finish what is open in it"
-            )
-        database.executescript(SCHEMA)
-        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        database.commit()
-    except BaseException:
-        database.close()
-        raise
-    return database
+    return open_database(
+        path,
+        SCHEMA,
+        SCHEMA_VERSION,
+        lambda found: (
+            f"{path} was written by another version of the outbox ({found}); this program "
+            f"reads version {SCHEMA_VERSION}: let the other version finish what is open in it"
+        ),
+        durable=True,  # what was signed must be known before it is sent, power cut or not
+        any_thread=True,
+        folder_mode=0o700,
+    )

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import socket
-from collections.abc import Awaitable, Callable, Generator, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import uvicorn
 
 from unisono.errors import ConfigurationError
+from unisono.web_server import WebServer, tcp_listener
 
 HOST = "127.0.0.1"
 _NAMES = (HOST, "localhost")
@@ -22,23 +20,6 @@ Answer = Callable[[bytes], Awaitable[bytes]]
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-
-class _Server(uvicorn.Server):
-    """A uvicorn server that leaves signals alone and tells when it listens."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        """Signals belong to the program that runs the server."""
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
 
 
 class LoopbackServer:
@@ -53,7 +34,7 @@ class LoopbackServer:
         self._answer = answer
         self._max_body = max_body
         self._port = 0
-        self._server: _Server | None = None
+        self._server: WebServer | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -68,7 +49,7 @@ class LoopbackServer:
             ConfigurationError: the port is taken.
         """
         try:
-            listener = _listener(port)
+            listener = tcp_listener(HOST, port, backlog=256)
         except OSError as error:
             raise ConfigurationError(
                 f"cannot listen on {HOST} port {port}: {error.strerror or error}; choose another "
@@ -85,14 +66,8 @@ class LoopbackServer:
             limit_concurrency=_CONNECTIONS,
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )
-        self._server = _Server(config)
-        self._task = asyncio.create_task(self._server.serve(sockets=[listener]))
-        listening = asyncio.create_task(self._server.listening.wait())
-        await asyncio.wait({self._task, listening}, return_when=asyncio.FIRST_COMPLETED)
-        if self._task.done():
-            listening.cancel()
-            listener.close()
-            self._task.result()
+        self._server = WebServer(config)
+        self._task = await self._server.begin(listener)
 
     async def close(self) -> None:
         """Stop listening and end what runs; idempotent."""
@@ -136,21 +111,6 @@ class LoopbackServer:
                 return None
             if not event.get("more_body"):
                 return bytes(body)
-
-
-def _listener(port: int) -> socket.socket:
-    # The protocol is named, since asyncio switches Nagle's algorithm off only for sockets that
-    # say TCP: without that every answer takes 40 ms.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        if os.name == "posix":
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((HOST, port))
-        listener.listen(256)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
 
 
 async def _write(send: _Send, status: int, kind: str, body: bytes) -> None:

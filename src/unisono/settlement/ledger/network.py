@@ -38,16 +38,21 @@ class ChainNetwork:
 
 
 async def open_network(
-    url: str, deployment: Path | str, *, clock: Clock | None = None
+    url: str,
+    deployment: Path | str,
+    *,
+    wait_seconds: float = 10.0,
+    clock: Clock | None = None,
 ) -> ChainNetwork:
-    """Connect to a chain and check that a network's contracts are on it.
+    """Connect to a chain, waiting a while for one that only starts, and check that a network's
+    contracts are on it.
 
     Raises:
         ConfigurationError: the URL or the file is none, or the chain is another.
         LedgerUnreachable: the chain does not answer.
     """
     found = load_deployment(deployment)
-    ledger = await connected(url, clock=clock)
+    ledger = await connected(url, wait_seconds=wait_seconds, clock=clock)
     try:
         await check_deployment(found, ledger)
     except BaseException:

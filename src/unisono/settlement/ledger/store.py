@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-from contextlib import suppress
 from pathlib import Path
 
 from eth.db.backends.base import BaseDB
 from filelock import FileLock, Timeout
 
+from unisono.database import open_database
 from unisono.errors import ConfigurationError
 
 SCHEMA_VERSION = 1
@@ -38,17 +37,14 @@ class ChainStore(BaseDB):
         self._cache: dict[bytes, bytes | None] = {}
         self._dirty: dict[bytes, bytes | None] = {}
         if path is None:
-            self._database = _prepared(":memory:", "memory")
+            self._database = _prepared(None)
             return
         path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = FileLock(path.with_name(path.name + ".lock"), timeout=0, mode=0o600)
             self._lock.acquire()
-            # Before SQLite makes it with the mode of every other file; its log inherits the mode.
-            with suppress(FileExistsError):
-                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            self._database = _prepared(str(path), str(path))
+            self._database = _prepared(path)
         except Timeout as error:
             raise ConfigurationError(
                 f"another process runs the chain in {path}: use its address, or stop it first"
@@ -136,22 +132,16 @@ class ChainStore(BaseDB):
             self._lock.release()
 
 
-def _prepared(target: str, name: str) -> sqlite3.Connection:
-    database = sqlite3.connect(target, check_same_thread=False)
-    try:
-        database.execute("PRAGMA journal_mode = WAL")
-        # A confirmed transaction is money: it must survive a power cut.
-        database.execute("PRAGMA synchronous = FULL")
-        version = int(database.execute("PRAGMA user_version").fetchone()[0])
-        if version not in (0, SCHEMA_VERSION):
-            raise ConfigurationError(
-                f"{name} was written by another version of the chain store ({version}); this "
-                f"program reads version {SCHEMA_VERSION}: move the file away to start a new chain"
-            )
-        database.executescript(SCHEMA)
-        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        database.commit()
-    except BaseException:
-        database.close()
-        raise
-    return database
+def _prepared(path: Path | None) -> sqlite3.Connection:
+    return open_database(
+        path,
+        SCHEMA,
+        SCHEMA_VERSION,
+        lambda found: (
+            f"{path} was written by another version of the chain store ({found}); this "
+            f"program reads version {SCHEMA_VERSION}: move the file away to start a new chain"
+        ),
+        durable=True,  # a confirmed transaction is money: it must survive a power cut
+        any_thread=True,
+        folder_mode=0o700,
+    )

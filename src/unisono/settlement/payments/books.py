@@ -6,7 +6,6 @@ the other side, whose link broke, charges the same.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from unisono.database import open_database
 from unisono.errors import ConfigurationError
 from unisono.settlement.payments.account import Account
 from unisono.types import EvmAddress
@@ -59,20 +59,16 @@ class Books:
             ConfigurationError: it cannot be used, or is of another version.
         """
         try:
-            if path is not None:
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._database = sqlite3.connect(path or ":memory:", isolation_level=None)
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = NORMAL")
-            self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
-            found = self._database.execute("PRAGMA user_version").fetchone()[0]
-            if found not in (0, VERSION):
-                raise ConfigurationError(
+            self._database = open_database(
+                path,
+                _SCHEMA,
+                VERSION,
+                lambda found: (
                     f"{path} holds accounts of version {found}; this program reads {VERSION}"
-                )
-            self._database.execute(_SCHEMA)
-            self._database.execute(f"PRAGMA user_version = {VERSION}")
+                ),
+                autocommit=True,
+                exclusive=True,
+            )
         except (sqlite3.Error, OSError) as error:
             raise ConfigurationError(
                 f"cannot keep accounts in {path}: {error}; name a file that this user may write "

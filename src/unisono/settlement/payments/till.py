@@ -48,7 +48,6 @@ class _Payer:
     account: Account
     voucher: bytes
     state: ChannelState
-    redeemed: int = 0
     owner: NodeId | None = None
     """The gateway that showed a voucher of the payer last: anybody can name an address."""
     grow: dict[SessionId, Callable[[int], None]] = field(
@@ -317,7 +316,6 @@ class Till:
                 if owner == peer and address == payer:
                     self._enter(known, opened, grow)
         known.state = state
-        known.redeemed = state.redeemed
         self._narrow(known)
         return known
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from unisono.market.pricing import HOURS_PER_YEAR
 from unisono.simulation.hardware import KINDS
 
 Floats = NDArray[np.float64]
@@ -36,7 +37,6 @@ ACTIVE_GB = 8.6
 whole: the market is then one good, and prices can be compared."""
 BATCH = 8
 """Sessions that share a pass, each 0.1 of a step more (see `routing.costs.SESSION_SHARE`)."""
-HOURS_PER_YEAR = 8760.0
 
 
 @dataclass(frozen=True, slots=True)

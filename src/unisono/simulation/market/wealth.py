@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unisono.simulation.market.operators import HOURS_PER_YEAR, Floats, Operators
+from unisono.market.pricing import HOURS_PER_YEAR
+from unisono.simulation.market.operators import Floats, Operators
 
 MONTHS = 36
 KEPT = 0.5
