@@ -122,47 +122,37 @@ def single_node(repeats: int) -> tuple[list[Row], dict[str, object]]:
 
 
 def chains(repeats: int) -> list[Row]:
-    """Local networks of processes, one thread each."""
-    rate: dict[int, list[float]] = {1: [], 2: [], 3: []}
+    """Local networks of processes, one thread each: a token per loop, and with guesses."""
+    plain: dict[int, list[float]] = {1: [], 2: [], 3: []}
+    guessed: list[float] = []
     starts: list[float] = []
-    rpc: list[float] = []
-    pipes: list[float] = []
+    peers: dict[str, list[float]] = {"llama.cpp, 2 RPC servers": []}
     folder = os.environ.get("UNISONO_HF_MODEL")
+    if folder:
+        peers["language-pipes"] = []
     for _ in range(repeats):
-        for nodes in rate:
-            answer = ours.run_network(nodes, 1)
-            rate[nodes].append(float(answer["tokens_per_second"]))
+        for nodes, rates in plain.items():
+            answer = ours.run_network(nodes, 1, guesses=False)
+            rates.append(float(answer["tokens_per_second"]))
             if nodes == 1:
                 starts.append(float(answer["first_token_seconds"]))
-        rpc.append(llama_cpp.rpc_decode(models()[0]))
+        guessed.append(float(ours.run_network(2, 1, guesses=True)["tokens_per_second"]))
+        peers["llama.cpp, 2 RPC servers"].append(llama_cpp.rpc_decode(models()[0]))
         if folder:
-            pipes.append(language_pipes.decode(Path(folder)))
-    speeds = {nodes: statistics.median(found) for nodes, found in rate.items()}
-    peer = statistics.median(rpc)
-    rows: list[Row] = [
-        {
-            "work": "decode in 2 blocks, 1 thread each",
-            "ours": speeds[2],
-            "against": "llama.cpp, 2 RPC servers",
-            "theirs": peer,
-            "ratio": speeds[2] / peer,
-            "target": 2.5,
-        }
-    ]
-    if pipes:
-        slow = statistics.median(pipes)
-        rows.append(
-            {
-                "work": "decode in 2 blocks, 1 thread each",
-                "ours": speeds[2],
-                "against": "language-pipes",
-                "theirs": slow,
-                "ratio": speeds[2] / slow,
-                "target": 3.0,
-            }
-        )
+            peers["language-pipes"].append(language_pipes.decode(Path(folder)))
+    speeds = {nodes: statistics.median(found) for nodes, found in plain.items()}
+    rows: list[Row] = []
+    works = {
+        "decode in 2 blocks, 1 thread each, no guesses": speeds[2],
+        "decode in 2 blocks, 1 thread each": statistics.median(guessed),
+    }
+    for name, target in zip(peers, (2.5, 3.0), strict=False):
+        peer = statistics.median(peers[name])
+        for work, mine in works.items():
+            row = {"work": work, "ours": mine, "against": name, "theirs": peer}
+            rows.append(row | {"ratio": mine / peer, "target": target})
     more = (1000 / speeds[3] - 1000 / speeds[1]) / 2
-    rows.append(limited("one hop more in a chain", more, "ms per token", 1.5))
+    rows.append(limited("one hop more in a chain, no guesses", more, "ms per token", 1.5))
     rows.append(limited("command to first token", statistics.median(starts), "s", 3.0))
     return rows
 

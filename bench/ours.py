@@ -63,10 +63,11 @@ def breakdown(made: NativeDecoder, tokens: int = 64) -> dict[str, float]:
     return {**each, "Python": total - sum(each.values()), "total": total}
 
 
-def run_network(nodes: int, threads: int, tokens: int = 128) -> dict[str, Any]:
+def run_network(nodes: int, threads: int, guesses: bool, tokens: int = 128) -> dict[str, Any]:
     """The JSON of `unisono run` over this many local nodes: real processes and sockets."""
     command = [sys.executable, "-m", "unisono", "run", PROMPT, "--json"]
     options = ["--nodes", str(nodes), "--threads", str(threads), "--max-tokens", str(tokens)]
+    options.append("--guesses" if guesses else "--no-guesses")
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 

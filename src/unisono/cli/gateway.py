@@ -68,14 +68,7 @@ def gateway(
             "are asked first.",
         ),
     ] = 90.0,
-    guesses: Annotated[
-        bool,
-        typer.Option(
-            "--guesses/--no-guesses",
-            help="Whether nodes may guess tokens ahead and check several at a time; the answer "
-            "is the same.",
-        ),
-    ] = True,
+    guesses: o.Guesses = True,
     audit_rate: o.AuditRate = 0.5,
     beacon: o.Beacon = None,
     epoch_seconds: o.EpochSeconds = 60,

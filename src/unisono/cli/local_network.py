@@ -47,16 +47,22 @@ class LocalSettings:
     transport: str = "iroh"
     host: str = "127.0.0.1"
     port: int = 0
+    bind: str = "127.0.0.1:0"
+    """Where the gateway is joined, as HOST:PORT; its nodes listen on the same host."""
     api_keys: tuple[str, ...] = ()
     state: Path | None = None
     """Where keys and receipts are kept; None: they live as long as the network."""
     threads: int | None = None
     """CPU threads of each node; None: the nodes share the cores evenly."""
+    draft: bool = True
+    """Whether nodes may guess tokens ahead."""
     restart: bool = False
     """Whether nodes that die are started again."""
     audit_rate: int = 5_000
     """Claims per million that committees compute again."""
     epoch_seconds: int = 60
+    service_window: int = 86_400
+    """Seconds over which service levels are promised."""
     paid: bool = False
     """Whether nodes are paid, over a chain of this machine's own."""
     price_in: int = 20_000
@@ -143,9 +149,11 @@ class LocalNetwork:
                         join=str(address),
                         layers=layers,
                         transport=settings.transport,
+                        bind=f"{settings.bind.rpartition(':')[0]}:0",
                         key=str(key) if key else None,
                         threads=threads,
                         epoch_seconds=settings.epoch_seconds,
+                        service_window=settings.service_window,
                         **self._selling(number),
                     ),
                     spare=number >= count,
@@ -301,11 +309,14 @@ async def local_network(settings: LocalSettings, say: Say) -> AsyncGenerator[Loc
             host=settings.host,
             port=settings.port,
             transport=settings.transport,
+            bind=settings.bind,
             key=_gateway_key(state, chain),
             receipts=str(state / "receipts.sqlite") if state else None,
             api_keys=settings.api_keys,
             audit_rate=settings.audit_rate,
+            draft=settings.draft,
             epoch_seconds=settings.epoch_seconds,
+            service_window=settings.service_window,
             chain=money,
         )
     )

@@ -99,6 +99,14 @@ Threads = Annotated[
         help="CPU threads that compute, per node; else the nodes of a machine share its cores.",
     ),
 ]
+Guesses = Annotated[
+    bool,
+    typer.Option(
+        "--guesses/--no-guesses",
+        help="Whether nodes may guess tokens ahead and check several at a time; the answer "
+        "is the same.",
+    ),
+]
 Device = Annotated[
     DeviceName, typer.Option("--device", help="What computes; auto takes cuda if it is there.")
 ]

@@ -32,6 +32,7 @@ def run(
     seed: o.Seed = 0,
     transport: o.Transport = o.TransportName.iroh,
     threads: o.Threads = None,
+    guesses: o.Guesses = True,
     as_json: o.Json = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -102,6 +103,7 @@ def run(
                     copies=copies,
                     transport=transport.value,
                     threads=threads,
+                    draft=guesses,
                     log_level=level,
                 ),
                 waiting.update,
