@@ -191,7 +191,7 @@ int unisono_product(const HeldMatrix* held, const i64* x, i64 rows, i64 threads,
         narrow.resize(static_cast<int>(rows), matrix->inputs);
         const Reduction unchanged(15, 0);
         for (int m = 0; m < rows; m++) narrow.set(m, x + i64(m) * matrix->inputs, unchanged);
-        const Target target = {matrix, out};
+        const Target target(*matrix, out, size_t(matrix->outputs));
         multiply(pool, narrow, &target, 1);
     });
 }

@@ -231,6 +231,9 @@ void attend(const AttentionTile& t, AttentionScratch& scratch, i64* out, i64* hi
     if (tiles) configure_keys(t.rows, t.size);
 #endif
     Dots dots;
+    const Lanes64 limit = all((i64(1) << 40) - 1);
+    const Extent keys = extent_of(scratch.key_exponent.data(), static_cast<int>(span));
+    const i64 highest_key = keys.top(), lowest_key = keys.bottom();
     for (i64 p = 0; p < pages; p++) {
         for (int k = 0; k < PAGE; k += 16) {
             const u8 *high = heads[p].key_high + i64(k) * t.size;
@@ -243,10 +246,14 @@ void attend(const AttentionTile& t, AttentionScratch& scratch, i64* out, i64* hi
             const i64* exponent = scratch.key_exponent.data() + p * PAGE + k;
             for (int r = 0; r < t.rows; r++) {
                 i64* score = scratch.scores.data() + r * span + p * PAGE + k;
-                const Lanes64 common = all(-(t.exponent[r] + t.scale.exponent + 16));
+                const i64 common = -(t.exponent[r] + t.scale.exponent + 16);
+                // usually nothing is shifted left, nor by more than there are bits
+                const bool usual = common >= highest_key && common <= lowest_key + MAX_SHIFT;
                 for (int n = 0; n < 16; n += LANES) {
                     const Lanes64 scaled = dots(r * 16 + n) * t.scale.mantissa;
-                    store(score + n, align(scaled, common - load(exponent + n), 40));
+                    const Lanes64 right = common - load(exponent + n);
+                    store(score + n, usual ? clamped(round_shift(scaled, right), limit)
+                                           : align(scaled, right, 40));
                 }
             }
         }

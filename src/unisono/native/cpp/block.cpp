@@ -8,6 +8,7 @@ namespace unisono {
 
 namespace {
 constexpr int ROWS_SHARED_FROM = 4;  // fewer rows are done faster than other threads wake
+constexpr int ROWS_TOGETHER = 16;    // keys and values of neighbours share cache lines
 constexpr i64 RESIDUAL_EXPONENT = -20;
 constexpr int FULL_ROWS = 32;  // rows of logits kept at once
 }  // namespace
@@ -80,7 +81,11 @@ void Block::each_row(int n, const Work& work) {
         if (n < ROWS_SHARED_FROM) {
             for (int m = 0; m < n; m++) work(m, scratch_[0]);
         } else {
-            threads_.run(n, [&](int m, int thread) { work(m, scratch_[thread]); });
+            const int size = greater(1, lesser(ROWS_TOGETHER, n / (4 * threads_.size())));
+            threads_.run((n + size - 1) / size, [&](int task, int thread) {
+                const int stop = lesser(n, (task + 1) * size);
+                for (int m = task * size; m < stop; m++) work(m, scratch_[thread]);
+            });
         }
     });
 }
@@ -90,13 +95,15 @@ void Block::resize(int n) {
         if (static_cast<i64>(v.size()) < size) v.resize(size);
     };
     const BlockConfig& c = config_;
+    const int heads = static_cast<int>(c.heads * c.head_size);
+    const int kv_heads = static_cast<int>(c.kv_heads * c.head_size);
+    query_.resize(n, heads);
+    key_.resize(n, kv_heads);
+    value_.resize(n, kv_heads);
+    wide_.resize(n, static_cast<int>(c.hidden));
+    gate_.resize(n, static_cast<int>(c.mlp));
+    up_.resize(n, static_cast<int>(c.mlp));
     room(exponent_, n);
-    room(query_, n * c.heads * c.head_size);
-    room(key_, n * c.kv_heads * c.head_size);
-    room(value_, n * c.kv_heads * c.head_size);
-    room(wide_, n * c.hidden);
-    room(gate_, n * c.mlp);
-    room(up_, n * c.mlp);
     room(query_high_, n * c.heads * c.head_size);
     room(query_low_, n * c.heads * c.head_size);
     room(query_exponent_, n * c.heads);
@@ -133,9 +140,9 @@ void Block::forward(i64* rows, int n, const Segment* segments, int count) {
 
 // Row m of the next product: reduced to 15 bits.
 void Block::narrow(int m, const i64* x, i64 exponent, const Extent& extent) {
-    const Reduction reduced(15, extent.shift(15));
-    exponent_[m] = exponent + reduced.shift;
-    narrow_.set(m, x, reduced);
+    const Reduction reduction(15, extent);
+    exponent_[m] = exponent + reduction.shift;
+    narrow_.set(m, x, reduction);
 }
 
 // The end of attention and MLP: bias, norm, and the sum with the residual row, whose range it
@@ -161,27 +168,27 @@ void Block::attention(Layer& layer, i64* rows, int n) {
                                        epsilon_, s.row.data());
         narrow(m, s.row.data(), weight.exponent - 24, extent);
     });
-    const Target targets[] = {{&layer.matrix[QUERY], query_.data()},
-                              {&layer.matrix[KEY], key_.data()},
-                              {&layer.matrix[VALUE], value_.data()}};
+    const Target targets[] = {{layer.matrix[QUERY], query_},
+                              {layer.matrix[KEY], key_},
+                              {layer.matrix[VALUE], value_}};
     timed(PRODUCTS, [&] { multiply(threads_, narrow_, targets, 3); });
     each_row(n, [&](int m, Scratch&) { heads_of_row(layer, m); });
     timed(ATTENTION, [&] { attend_all(layer); });
     narrow_.resize(n, width);
     each_row(n, [&](int m, Scratch&) {
-        i64* x = query_.data() + i64(m) * width;
+        i64* x = query_.row(m);
         const Scaled joined = join_heads(x, &highest_[i64(m) * config_.heads],
                                          static_cast<int>(config_.heads),
                                          static_cast<int>(config_.head_size));
         narrow(m, x, joined.exponent, joined.extent);
     });
-    const Target output = {&layer.matrix[OUTPUT], wide_.data()};
+    const Target output(layer.matrix[OUTPUT], wide_);
     timed(PRODUCTS, [&] { multiply(threads_, narrow_, &output, 1); });
     narrow_.resize(n, hidden);
     each_row(n, [&](int m, Scratch& s) {
         i64* row = rows + i64(m) * hidden;
         const Extent sum = finish(layer, POST_ATTENTION_NORM, OUTPUT_BIAS, layer.matrix[OUTPUT],
-                                  wide_.data() + i64(m) * hidden, m, row);
+                                  wide_.row(m), m, row);
         const Vector weight = layer.vector[MLP_NORM];
         const Extent extent =
             rms_norm(row, sum, RESIDUAL_EXPONENT, hidden, weight, epsilon_, s.row.data());
@@ -205,7 +212,7 @@ void Block::heads_of_row(Layer& layer, int m) {
         return rotate(x, exponent, size, cosines, sines);
     };
     const i64 heads = config_.heads, kv_heads = config_.kv_heads;
-    i64* q = query_.data() + m * heads * size;
+    i64* q = query_.row(m);
     const i64 q_exponent = add_bias(q, exponent_[m] + layer.matrix[QUERY].exponent,
                                     static_cast<int>(heads * size), layer.vector[QUERY_BIAS]);
     for (i64 h = 0; h < heads; h++) {
@@ -219,7 +226,7 @@ void Block::heads_of_row(Layer& layer, int m) {
             store_bytes(low + i, v);
         });
     }
-    i64 *k = key_.data() + m * kv_heads * size, *v = value_.data() + m * kv_heads * size;
+    i64 *k = key_.row(m), *v = value_.row(m);
     const int width = static_cast<int>(kv_heads * size);
     const i64 k_exponent = add_bias(k, exponent_[m] + layer.matrix[KEY].exponent, width,
                                     layer.vector[KEY_BIAS]);
@@ -290,7 +297,8 @@ void Block::attend_all(Layer& layer) {
         attend(t, s.attention, s.heads.data(), s.highest.data());
         for (int r = 0; r < t.rows; r++) {
             const i64 at = index(r);
-            std::memcpy(query_.data() + at * size, s.heads.data() + r * size, size * sizeof(i64));
+            i64* to = query_.row(static_cast<int>(at / heads)) + at % heads * size;
+            std::memcpy(to, s.heads.data() + r * size, size * sizeof(i64));
             highest_[at] = s.highest[r];
         }
     });
@@ -298,11 +306,11 @@ void Block::attend_all(Layer& layer) {
 
 void Block::mlp(Layer& layer, i64* rows, int n) {
     const int hidden = static_cast<int>(config_.hidden), width = static_cast<int>(config_.mlp);
-    const Target targets[] = {{&layer.matrix[GATE], gate_.data()}, {&layer.matrix[UP], up_.data()}};
+    const Target targets[] = {{layer.matrix[GATE], gate_}, {layer.matrix[UP], up_}};
     timed(PRODUCTS, [&] { multiply(threads_, narrow_, targets, 2); });
     narrow_.resize(n, width);
     each_row(n, [&](int m, Scratch& s) {
-        i64 *gate = gate_.data() + i64(m) * width, *up = up_.data() + i64(m) * width;
+        i64 *gate = gate_.row(m), *up = up_.row(m);
         const i64 gate_exponent = add_bias(gate, exponent_[m] + layer.matrix[GATE].exponent, width,
                                            layer.vector[GATE_BIAS]);
         const i64 up_exponent = add_bias(up, exponent_[m] + layer.matrix[UP].exponent, width,
@@ -311,11 +319,11 @@ void Block::mlp(Layer& layer, i64* rows, int n) {
                                      s.row.data());
         narrow(m, s.row.data(), product.exponent, product.extent);
     });
-    const Target down = {&layer.matrix[DOWN], wide_.data()};
+    const Target down(layer.matrix[DOWN], wide_);
     timed(PRODUCTS, [&] { multiply(threads_, narrow_, &down, 1); });
     each_row(n, [&](int m, Scratch&) {
         finish(layer, POST_MLP_NORM, DOWN_BIAS, layer.matrix[DOWN],
-               wide_.data() + i64(m) * hidden, m, rows + i64(m) * hidden);
+               wide_.row(m), m, rows + i64(m) * hidden);
     });
 }
 

@@ -115,7 +115,7 @@ class Block {
     std::vector<Scratch> scratch_;
     NarrowRows narrow_;
     std::vector<i64> exponent_;  // of the narrow rows
-    std::vector<i64> query_, key_, value_, wide_, gate_, up_;
+    ResultRows query_, key_, value_, wide_, gate_, up_;
     std::vector<i64> cosines_, sines_, local_cosines_, local_sines_;
     std::vector<u8> query_high_, query_low_;
     std::vector<i64> query_exponent_, highest_;

@@ -1,6 +1,7 @@
 #include "cache.h"
 
 #include <cstdlib>
+#include <cstring>
 #include <new>
 
 #ifdef __linux__
@@ -44,15 +45,25 @@ void PagePool::write(i64 index, int layer, int kv_head, int slot, const i64* key
                      i64 key_exponent, const i64* value, i64 value_exponent) const {
     const HeadPage h = head(index, layer, kv_head);
     const i64 key_at = i64(slot / 16) * 16 * size_ + (slot % 16) * 4;
-    for (int d = 0; d < size_; d++) {
-        const i64 at = key_at + (d / 4) * 64 + d % 4;
-        h.key_high[at] = static_cast<u8>(key[d] >> 8);
-        h.key_low[at] = static_cast<u8>(key[d]);
-    }
-    for (int d = 0; d < size_; d++) {
-        const i64 at = i64(d / 16) * 16 * PAGE + (slot / 4) * 64 + (d % 16) * 4 + slot % 4;
-        h.value_high[at] = static_cast<u8>(value[d] >> 8);
-        h.value_low[at] = static_cast<u8>(value[d]);
+    const i64 value_at = (slot / 4) * 64 + slot % 4;
+    constexpr int PIECE = 16;  // elements of a value that lie together
+    u8 key_high[PIECE], key_low[PIECE], value_high[PIECE], value_low[PIECE];
+    for (int from = 0; from < size_; from += PIECE) {
+        each(PIECE, [&](int d) {
+            const Lanes64 k = load(key + from + d), v = load(value + from + d);
+            store_bytes(key_high + d, k >> 8);
+            store_bytes(key_low + d, k);
+            store_bytes(value_high + d, v >> 8);
+            store_bytes(value_low + d, v);
+        });
+        for (int d = 0; d < PIECE; d += 4) {
+            std::memcpy(h.key_high + key_at + i64(from + d) * 16, key_high + d, 4);
+            std::memcpy(h.key_low + key_at + i64(from + d) * 16, key_low + d, 4);
+        }
+        for (int d = 0; d < PIECE; d++) {
+            h.value_high[value_at + i64(from) * PAGE + d * 4] = value_high[d];
+            h.value_low[value_at + i64(from) * PAGE + d * 4] = value_low[d];
+        }
     }
     h.key_exponent[slot] = static_cast<i16>(key_exponent);
     h.value_exponent[slot] = static_cast<i16>(value_exponent);

@@ -63,6 +63,16 @@ inline void each(int n, const Work& work) {
     for (int i = 0; i < n; i += LANES) work(i);
 }
 
+// a * b of factors below 2^31 in magnitude: a third of the work of a 64-bit multiplication.
+inline i64 short_product(i64 a, i64 b) { return a * b; }
+inline Lanes64 short_product(Lanes64 a, Lanes64 b) {
+#ifdef __AVX512F__
+    return (Lanes64)_mm512_mul_epi32((__m512i)a, (__m512i)b);
+#else
+    return a * b;
+#endif
+}
+
 // x / 2^s to the nearest integer, halves upward; 0 <= s <= 62.
 template <class T>
 inline T round_shift(T x, T s) { return (x + (((T{} + 1) << s) >> 1)) >> s; }
@@ -127,26 +137,50 @@ inline Extent extent_of(const i64* x, int n) {
     return out;
 }
 
-// A vector of a row on its way to `bits` magnitude bits.
+// A row on its way to `bits` magnitude bits.
 struct Reduction {
-    Lanes64 limit, half;
+    Lanes64 limit, half, by;
     i64 shift;
+    bool carries;  // whether rounding may bring an element to 2^bits, where it saturates
 
-    Reduction(int bits, int by)
-        : limit(all((i64(1) << bits) - 1)), half(all((i64(1) << by) >> 1)), shift(by) {}
-    Lanes64 operator()(Lanes64 v) const { return clamped((v + half) >> shift, limit); }
+    Reduction(int bits, int right)
+        : limit(all((i64(1) << bits) - 1)), half(all((i64(1) << right) >> 1)), by(all(right)),
+          shift(right), carries(true) {}
+    Reduction(int bits, const Extent& range) : Reduction(bits, range.shift(bits)) {
+        const i64 top = round_shift(range.top(), shift), bottom = round_shift(range.bottom(), shift);
+        carries = top > limit[0] || bottom < -limit[0];
+    }
+    Lanes64 rounded(Lanes64 v) const { return (v + half) >> by; }
+    Lanes64 operator()(Lanes64 v) const { return clamped(rounded(v), limit); }
 };
+
+// Work on whole rows by up to two reductions: work(first, second) is called with functions of a
+// vector. Hardly any row needs their limits.
+template <class Work>
+inline void with_reductions(const Reduction& a, const Reduction& b, const Work& work) {
+    if (a.carries || b.carries) {
+        work(a, b);
+    } else {
+        work([=](Lanes64 v) { return a.rounded(v); }, [=](Lanes64 v) { return b.rounded(v); });
+    }
+}
+template <class Work>
+inline void with_reduction(const Reduction& a, const Work& work) {
+    if (a.carries) work(a);
+    else work([=](Lanes64 v) { return a.rounded(v); });
+}
 
 // Reduce a row in place or into another; returns the shift.
 inline int reduce_row(const i64* x, int n, int bits, i64* out) {
-    const int shift = extent_of(x, n).shift(bits);
-    if (shift == 0) {
+    const Reduction reduction(bits, extent_of(x, n));
+    if (reduction.shift == 0) {
         if (out != x) std::memmove(out, x, n * sizeof(i64));
         return 0;
     }
-    const Reduction reduced(bits, shift);
-    each(n, [&](int i) { store(out + i, reduced(load(x + i))); });
-    return shift;
+    with_reduction(reduction, [&](const auto& reduced) {
+        each(n, [&](int i) { store(out + i, reduced(load(x + i))); });
+    });
+    return static_cast<int>(reduction.shift);
 }
 
 // Integer square root of 0 <= x < 2^52; the corrections make it independent of the float unit.

@@ -13,10 +13,18 @@
 
 namespace unisono {
 
+namespace {
+constexpr size_t HUGE_PAGE = size_t(2) << 20;
+}
+
 void* allocate(size_t bytes) {
-    const size_t size = (bytes + 63) / 64 * 64 + 64;
-    void* p = std::aligned_alloc(64, size);
+    const size_t line = bytes < HUGE_PAGE ? 64 : HUGE_PAGE;
+    const size_t size = (bytes + 64 + line - 1) / line * line;
+    void* p = std::aligned_alloc(line, size);
     if (!p) throw std::bad_alloc();
+#ifdef __linux__
+    if (line == HUGE_PAGE) madvise(p, size, MADV_HUGEPAGE);
+#endif
     std::memset(p, 0, size);
     return p;
 }
@@ -24,7 +32,6 @@ void* allocate(size_t bytes) {
 void Free::operator()(void* p) const { std::free(p); }
 
 void* Arena::take(size_t bytes) {
-    constexpr size_t HUGE_PAGE = size_t(2) << 20;
     bytes = (bytes + 63) / 64 * 64;
     if (chunks_.empty() || used_ + bytes > chunks_.back().bytes) {
         const size_t size = (greater(chunk_, bytes) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "tiles.h"
+
 #ifdef __linux__
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -75,7 +77,12 @@ void NarrowRows::resize(int rows, int inputs) {
 #endif
 }
 
-void NarrowRows::set(int m, const i64* x, const Reduction& reduced) {
+void NarrowRows::set(int m, const i64* x, const Reduction& reduction) {
+    with_reduction(reduction, [&](const auto& reduced) { fill(m, x, reduced); });
+}
+
+template <class Reduced>
+void NarrowRows::fill(int m, const i64* x, const Reduced& reduced) {
 #ifdef UNISONO_VNNI
     const auto digits = [&](u8* high, u8* low, const i64* from, int count, i64 offset) {
         each(count, [&](int k) {
@@ -238,163 +245,6 @@ constexpr int DOT_ROWS = 8;
 
 #endif
 
-#ifdef UNISONO_AMX
-
-// Tiles hold whole sums over the inputs: a weight times its multiplier, at most 2^23, is cut into
-// a signed and two unsigned bytes, an input into a signed and an unsigned one. Multiplying group
-// by group instead would store the sums of each: the stores then take most of the time.
-constexpr int SUMMED = 16384 / TILE_STEP;  // steps that int32 sums hold: 2^17 each input at most
-
-struct Planes {
-    Buffer<u8> bytes;
-    size_t plane = 0;
-    int steps = 0;
-
-    const u8* at(int digit, int step) const {
-        return bytes.get() + digit * plane + size_t(step) * TILE_STEP * BLOCK;
-    }
-    void expand(const i8* w, const u16* scales, int inputs);
-};
-
-void Planes::expand(const i8* w, const u16* scales, int inputs) {
-    steps = (inputs + TILE_STEP - 1) / TILE_STEP;
-    const size_t needed = size_t(steps) * TILE_STEP * BLOCK;
-    if (needed != plane) {
-        plane = needed;
-        bytes = make_buffer<u8>(3 * plane);
-    }
-    const size_t filled = size_t(inputs) * BLOCK;  // weights past the last input are zero
-    for (int digit = 0; digit < 3; digit++) {
-        std::memset(bytes.get() + digit * plane + filled, 0, plane - filled);
-    }
-    u8* to = bytes.get();
-    const __m512i even = _mm512_set1_epi16(0x00FF);
-    for (int g = 0; g < inputs / GROUP; g++, scales += BLOCK) {
-        const __m512i wide =
-            _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales)));
-        const __m512i scale = _mm512_or_si512(wide, _mm512_slli_epi32(wide, 16));
-        // a signed multiplication takes an unsigned multiplier for 2^16 less from its top bit on
-        const __mmask32 large = _mm512_movepi16_mask(scale);
-        for (int i = 0; i < GROUP / 4; i++, w += 64, to += 64) {
-            const __m512i v = _mm512_loadu_si512(w);
-            const __m512i v0 = _mm512_srai_epi16(_mm512_slli_epi16(v, 8), 8);
-            const __m512i v1 = _mm512_srai_epi16(v, 8);
-            const __m512i low0 = _mm512_mullo_epi16(v0, scale);
-            const __m512i low1 = _mm512_mullo_epi16(v1, scale);
-            const __m512i half0 = _mm512_mulhi_epi16(v0, scale);
-            const __m512i half1 = _mm512_mulhi_epi16(v1, scale);
-            const __m512i high0 = _mm512_mask_add_epi16(half0, large, half0, v0);
-            const __m512i high1 = _mm512_mask_add_epi16(half1, large, half1, v1);
-            // 0xCA: where the mask has ones the second operand, else the third
-            _mm512_storeu_si512(to, _mm512_ternarylogic_epi32(
-                even, low0, _mm512_slli_epi16(low1, 8), 0xCA));
-            _mm512_storeu_si512(to + plane, _mm512_ternarylogic_epi32(
-                even, _mm512_srli_epi16(low0, 8), low1, 0xCA));
-            _mm512_storeu_si512(to + 2 * plane, _mm512_ternarylogic_epi32(
-                even, high0, _mm512_slli_epi16(high1, 8), 0xCA));
-        }
-    }
-}
-
-// Up to 16 rows times one block. Tiles 0..3: sums by power of 256; 4 and 5: x; 6 and 7: weights.
-void tile_block(const NarrowRows& x, int m, int rows, const Planes& w, i64* out, size_t stride) {
-    alignas(64) i32 sums[4][16 * BLOCK];
-    for (int start = 0; start < w.steps; start += SUMMED) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        const int stop = lesser(w.steps, start + SUMMED);
-        for (int step = start; step < stop; step++) {
-            _tile_loadd(4, x.high_tile(m, step), TILE_STEP);
-            _tile_loadd(5, x.low_tile(m, step), TILE_STEP);
-            _tile_loadd(6, w.at(2, step), 64);
-            _tile_dpbssd(3, 4, 6);
-            _tile_dpbusd(2, 5, 6);
-            _tile_loadd(7, w.at(1, step), 64);
-            _tile_dpbsud(2, 4, 7);
-            _tile_dpbuud(1, 5, 7);
-            _tile_loadd(6, w.at(0, step), 64);
-            _tile_dpbsud(1, 4, 6);
-            _tile_dpbuud(0, 5, 6);
-        }
-        _tile_stored(0, sums[0], 64);
-        _tile_stored(1, sums[1], 64);
-        _tile_stored(2, sums[2], 64);
-        _tile_stored(3, sums[3], 64);
-        for (int r = 0; r < rows; r++) {
-            for (int half = 0; half < BLOCK; half += 8) {
-                const auto power = [&](int i) {
-                    return _mm512_cvtepi32_epi64(_mm256_load_si256(
-                        reinterpret_cast<const __m256i*>(&sums[i][r * BLOCK + half])));
-                };
-                __m512i total = _mm512_add_epi64(
-                    _mm512_add_epi64(power(0), _mm512_slli_epi64(power(1), 8)),
-                    _mm512_add_epi64(_mm512_slli_epi64(power(2), 16),
-                                     _mm512_slli_epi64(power(3), 24)));
-                i64* to = out + r * stride + half;
-                if (start) total = _mm512_add_epi64(total, _mm512_loadu_si512(to));
-                _mm512_storeu_si512(to, total);
-            }
-        }
-    }
-}
-
-#endif
-
-// Where a range of blocks goes: straight into a matrix of results, or block by block to a sink.
-struct Output {
-    const Matrix& w;
-    i64* out;          // [rows][w.outputs], or null
-    const Sink* sink;
-    int thread;
-
-    // Where rows from m on of block b may be written, `stride` elements apart: into the results
-    // if all of the block's outputs exist there, else into `block`.
-    i64* place(int m, int b, i64* block, size_t& stride) const {
-        const bool whole = (b + 1) * BLOCK <= w.outputs;
-        stride = out && whole ? w.outputs : BLOCK;
-        return out && whole ? out + size_t(m) * w.outputs + b * BLOCK : block;
-    }
-    void finish(int m, int rows, int b, const i64* block, const i64* written) const {
-        if (written != block) return;
-        const int outputs = lesser(BLOCK, w.outputs - b * BLOCK);
-        if (sink) {
-            (*sink)(m, rows, b * BLOCK, outputs, block, thread);
-            return;
-        }
-        for (int r = 0; r < rows; r++) {
-            std::memcpy(out + size_t(m + r) * w.outputs + b * BLOCK, block + r * BLOCK,
-                        outputs * sizeof(i64));
-        }
-    }
-};
-
-#ifdef UNISONO_AMX
-
-void tile_range(const NarrowRows& x, const Matrix& w, int from, int to, const Output& output) {
-    alignas(64) i64 block[16 * BLOCK];
-    thread_local Planes planes;
-    TileConfig config;
-    const int tile_rows = lesser(16, x.rows());
-    for (int tile = 0; tile < 6; tile++) config.set(tile, tile_rows, 64);
-    for (int tile = 6; tile < 8; tile++) config.set(tile, 16, 64);
-    config.load();
-    for (int b = from; b < to; b++) {
-        planes.expand(w.block(b), w.scales(b), w.inputs);
-        for (int m = 0; m < x.rows(); m += 16) {
-            const int rows = lesser(16, x.rows() - m);  // what a last tile reads beyond is unused
-            size_t stride;
-            i64* to_rows = output.place(m, b, block, stride);
-            tile_block(x, m, rows, planes, to_rows, stride);
-            output.finish(m, rows, b, block, to_rows);
-        }
-    }
-    _tile_release();
-}
-
-#endif
-
 void product_range(const NarrowRows& x, const Matrix& w, int from, int to, const Output& output) {
 #ifdef UNISONO_AMX
     if (x.tiled()) return tile_range(x, w, from, to, output);
@@ -438,7 +288,8 @@ void multiply(Pool& pool, const NarrowRows& x, const Target* targets, int count)
                 continue;
             }
             const int stop = lesser(w.blocks(), from + left);
-            product_range(x, w, from, stop, Output{w, targets[i].out, nullptr, thread});
+            product_range(x, w, from, stop,
+                          Output{w, targets[i].out, targets[i].stride, nullptr, thread});
             left -= stop - from;
             from = 0;
         }
@@ -449,7 +300,7 @@ void multiply(Pool& pool, const NarrowRows& x, const Matrix& w, const Sink& sink
     const Share share(w.blocks(), pool.size());
     pool.run(share.count, [&](int task, int thread) {
         const int from = task * share.size, to = lesser(w.blocks(), from + share.size);
-        product_range(x, w, from, to, Output{w, nullptr, &sink, thread});
+        product_range(x, w, from, to, Output{w, nullptr, 0, &sink, thread});
     });
 }
 

@@ -42,7 +42,7 @@ class NarrowRows {
   public:
     void resize(int rows, int inputs);
     // Row m becomes `x`, reduced; any thread, once per row.
-    void set(int m, const i64* x, const Reduction& reduced);
+    void set(int m, const i64* x, const Reduction& reduction);
     int rows() const { return rows_; }
     int inputs() const { return inputs_; }
     const i16* row(int m) const { return x_.data() + size_t(m) * inputs_; }
@@ -54,6 +54,8 @@ class NarrowRows {
     const u8* low_tile(int m, int step) const { return low_.get() + tile_at(m, step); }
 
   private:
+    template <class Reduced>
+    void fill(int m, const i64* x, const Reduced& reduced);
     size_t tile_at(int m, int step) const {
         return (size_t(m / 16) * steps_ + step) * 16 * TILE_STEP;
     }
@@ -69,9 +71,31 @@ class NarrowRows {
 using Sink =
     std::function<void(int m, int rows, int n, int outputs, const i64* block, int thread)>;
 
+// Rows of results. They lie a block further apart than they are long: a column of rows that are a
+// power of two apart would share a few sets of the caches.
+class ResultRows {
+  public:
+    void resize(int rows, int outputs) {
+        stride_ = size_t(outputs) + BLOCK;
+        if (room_ >= rows * stride_) return;
+        room_ = rows * stride_;
+        rows_ = make_buffer<i64>(room_);
+    }
+    i64* row(int m) { return rows_.get() + m * stride_; }
+    size_t stride() const { return stride_; }
+
+  private:
+    size_t room_ = 0, stride_ = 0;
+    Buffer<i64> rows_;
+};
+
 struct Target {
     const Matrix* matrix;
-    i64* out;  // [rows][matrix->outputs]
+    i64* out;  // [rows][stride]
+    size_t stride;
+
+    Target(const Matrix& w, i64* to, size_t apart) : matrix(&w), out(to), stride(apart) {}
+    Target(const Matrix& w, ResultRows& to) : Target(w, to.row(0), to.stride()) {}
 };
 
 // out = x @ matrix.T for several matrices of the same input, in one parallel region.

@@ -20,19 +20,20 @@ struct Epsilon {
 // `out` may be `x`.
 inline Extent rms_norm(const i64* x, const Extent& given, i64 exponent, int n, Vector weight,
                        Epsilon epsilon, i64* out) {
-    const int first = given.shift(30);
-    const Reduction row(30, first);
-    exponent += first;
+    const Reduction to_row(30, given);
+    exponent += to_row.shift;
     // the range of the reduced row, from that of the given one: reducing is monotonic
     Extent kept;
-    kept.add(row(all(given.top())));
-    kept.add(row(all(given.bottom())));
-    const int shift = kept.shift(15);
-    const Reduction copy(15, shift);
+    kept.add(to_row(all(given.top())));
+    kept.add(to_row(all(given.bottom())));
+    const Reduction to_copy(15, kept);
+    const i64 shift = to_copy.shift;
     Lanes64 sums = {};
-    each(n, [&](int i) {
-        const Lanes64 c = copy(row(load(x + i)));
-        sums += c * c;
+    with_reductions(to_row, to_copy, [&](const auto& row, const auto& copy) {
+        each(n, [&](int i) {
+            const Lanes64 c = copy(row(load(x + i)));
+            sums += short_product(c, c);
+        });
     });
     i64 total = 0;
     for (int i = 0; i < LANES; i++) total += sums[i];
@@ -40,12 +41,15 @@ inline Extent rms_norm(const i64* x, const Extent& given, i64 exponent, int n, V
     const i64 added = align(epsilon.mantissa, 2 * (exponent + shift) - 16 - epsilon.exponent, 50);
     const i64 root = greater<i64>(square_root(mean + added), 1);
     const i64 inverse = (i64(1) << 46) / root;
+    const Lanes64 half = all(i64(1) << (shift + 13)), right = all(shift + 14);
     Extent result;
-    each(n, [&](int i) {
-        const Lanes64 normal = round_shift(row(load(x + i)) * inverse, all(shift + 14));
-        const Lanes64 v = normal * load(weight.values + i);
-        result.add(v);
-        store(out + i, v);
+    with_reduction(to_row, [&](const auto& row) {
+        each(n, [&](int i) {
+            const Lanes64 normal = (row(load(x + i)) * inverse + half) >> right;
+            const Lanes64 v = normal * load(weight.values + i);
+            result.add(v);
+            store(out + i, v);
+        });
     });
     return result;
 }
@@ -63,15 +67,18 @@ inline i64 rotate(i64* x, i64 exponent, int size, const i64* cosines, const i64*
     each(half, [&](int i) {
         const Lanes64 a = load(x + i), b = load(x + half + i);
         const Lanes64 c = load(cosines + i), s = load(sines + i);
-        const Lanes64 first = a * c - b * s, second = b * c + a * s;
+        const Lanes64 first = short_product(a, c) - short_product(b, s);
+        const Lanes64 second = short_product(b, c) + short_product(a, s);
         turned.add(first);
         turned.add(second);
         store(x + i, first);
         store(x + half + i, second);
     });
-    const Reduction reduced(15, turned.shift(15));
-    each(size, [&](int i) { store(x + i, reduced(load(x + i))); });
-    return exponent - 22 + reduced.shift;
+    const Reduction reduction(15, turned);
+    with_reduction(reduction, [&](const auto& reduced) {
+        each(size, [&](int i) { store(x + i, reduced(load(x + i))); });
+    });
+    return exponent - 22 + reduction.shift;
 }
 
 inline void rotation(i64 position, const i64* frequencies, i64 factor, int half, i64* cosines,
@@ -102,27 +109,43 @@ struct Scaled {
     Extent extent;
 };
 
+// Elements that go through the steps of a gate together: each step alone has few enough
+// dependent instructions that many vectors are on their way at once.
+constexpr int STRIP = 128;
+
 // unisono.numerics.activation: out = activation(gate) * up.
 inline Scaled gated(bool gelu, const i64* gate, i64 gate_exponent, const i64* up, i64 up_exponent,
                     int n, i64* out) {
-    const int shift = extent_of(gate, n).shift(24);
-    const Reduction row(24, shift);
+    const Reduction to_row(24, extent_of(gate, n));
     Extent weighted, beside;
     with_align(-(gate_exponent + 20), 25, [&](const auto& aligned) {
+        alignas(64) i64 argument[STRIP], power[STRIP];
+        for (int from = 0; from < n; from += STRIP) {
+            const int count = lesser(STRIP, n - from);
+            each(count, [&](int i) {
+                const Lanes64 t = aligned(load(gate + from + i));
+                store(argument + i, gelu ? gelu_argument(t) : t);
+            });
+            each(count, [&](int i) { store(power + i, sigmoid_power(load(argument + i))); });
+            each(count, [&](int i) {
+                const Lanes64 sigmoids = sigmoid(load(argument + i), load(power + i));
+                const Lanes64 v = to_row(load(gate + from + i)) * sigmoids;
+                weighted.add(v);
+                beside.add(load(up + from + i));
+                store(out + from + i, v);
+            });
+        }
+    });
+    const Reduction to_active(31, weighted), to_other(31, beside);
+    Scaled result{gate_exponent + to_row.shift - 38 + to_active.shift + up_exponent +
+                      to_other.shift,
+                  {}};
+    with_reductions(to_active, to_other, [&](const auto& active, const auto& other) {
         each(n, [&](int i) {
-            const Lanes64 g = load(gate + i), t = aligned(g);
-            const Lanes64 v = row(g) * sigmoid(gelu ? gelu_argument(t) : t);
-            weighted.add(v);
-            beside.add(load(up + i));
+            const Lanes64 v = short_product(active(load(out + i)), other(load(up + i)));
+            result.extent.add(v);
             store(out + i, v);
         });
-    });
-    const Reduction active(31, weighted.shift(31)), other(31, beside.shift(31));
-    Scaled result{gate_exponent + shift - 38 + active.shift + up_exponent + other.shift, {}};
-    each(n, [&](int i) {
-        const Lanes64 v = active(load(out + i)) * other(load(up + i));
-        result.extent.add(v);
-        store(out + i, v);
     });
     return result;
 }

@@ -6,8 +6,8 @@
 namespace unisono {
 
 struct Tables {
-    i64 exp2[1024];  // an entry and the step to the next, packed: one look-up gives both
-    i64 gate[4096];
+    i64 exp2[1025];
+    i64 gate[8192];  // an entry and the step to the next, packed; constant from 16 on
     i64 cosine[4098];
     i64 log2[4098];
 
@@ -15,11 +15,6 @@ struct Tables {
 };
 extern Tables tables;
 
-// Entries of exp2 have 39 bits, steps 28. A step is nearly a fixed share of its entry; what is
-// beyond a cheap estimate of it has 21 bits.
-template <class T>
-inline T exp2_estimate(T entry) { return (entry >> 11) + (entry >> 13) + (entry >> 14); }
-constexpr int EXP2_REST = 24;   // bits for that rest
 constexpr int GATE_STEP = 16;   // bits for a step between entries of the gate table
 
 inline i64 look_up(const i64* table, i64 index) { return table[index]; }
@@ -37,29 +32,35 @@ inline Lanes64 look_up(const i64* table, Lanes64 index) {
 template <int BITS, class T>
 inline T exp2_negative(T distance) {
     const T index = (distance >> 6) & 1023;
-    const T packed = look_up(tables.exp2, index), low = packed >> EXP2_REST;
-    const T step = exp2_estimate(low) + (packed & ((1 << EXP2_REST) - 1));
-    const T value = low - round_shift<6>(step * (distance & 63));
+    const T low = look_up(tables.exp2, index), step = low - look_up(tables.exp2 + 1, index);
+    const T value = low - round_shift<6>(short_product(step, distance & 63));
     return round_shift(value, lesser((distance >> 16) + (38 - BITS), T{} + MAX_SHIFT));
 }
 
-// Logistic function: argument with 20 fraction bits, |a| < 2^25; result with 38.
+// Logistic function in two steps, each with room for many vectors side by side: the argument has 20
+// fraction bits, |a| < 2^25. First 2^-d, 38 fraction bits, with d = |a| log2(e).
 template <class T>
-inline T sigmoid(T a) {
+inline T sigmoid_power(T a) {
+    return exp2_negative<38>(round_shift<20>(short_product(greater(a, -a), T{} + 94548)));
+}
+
+// Then the result, 38 fraction bits.
+template <class T>
+inline T sigmoid(T a, T power) {
     const T size = greater(a, -a);
-    const T index = lesser(size >> 12, T{} + 4095);
-    const T packed = look_up(tables.gate, index), low = packed >> GATE_STEP;
+    const T packed = look_up(tables.gate, size >> 12), low = packed >> GATE_STEP;
     const T step = packed & ((1 << GATE_STEP) - 1);
-    T upper = low + round_shift<12>(step * (size & 4095));
-    upper = size >= (i64(16) << 20) ? T{} + (i64(1) << 24) : upper;
-    const T lower = round_shift<24>(exp2_negative<38>(round_shift<20>(size * 94548)) * upper);
+    const T upper = low + round_shift<12>(short_product(step, size & 4095));
+    const T lower = round_shift<24>(power * upper);
     return a < 0 ? lower : upper << 14;
 }
 
 // 2 sqrt(2/pi) (t + 0.044715 t^3), 20 fraction bits in and out, saturated to 25 bits.
 template <class T>
 inline T gelu_argument(T t) {
-    const T inner = round_shift<20>(round_shift<20>(t * t) * 76616651) + 1713444047;
+    const T inner =
+        round_shift<20>(short_product(round_shift<20>(short_product(t, t)), T{} + 76616651)) +
+        1713444047;
     return clamped(round_shift<30>(t * inner), T{} + ((i64(1) << 25) - 1));
 }
 
