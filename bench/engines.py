@@ -21,6 +21,7 @@ from bench import ours
 from bench.load import load
 from bench.machine import publish
 from bench.peers import language_pipes, llama_cpp
+from bench.wan_prompts import PROSE, REPETITIVE
 from unisono.models.loading import load_block
 from unisono.observe import speed
 from unisono.types import LayerRange
@@ -157,6 +158,22 @@ def chains(repeats: int) -> list[Row]:
     return rows
 
 
+def with_guesses(repeats: int) -> list[Row]:
+    """What a client of one node sees by default, of prose and of texts that repeat themselves."""
+    rows: list[Row] = []
+    for kind, prompts in (("prose", PROSE), ("text that repeats", REPETITIVE)):
+        rows.append(
+            compared(
+                f"one answer over HTTP, guesses, {kind}, 2 threads",
+                1.5,
+                repeats,
+                lambda p=prompts: statistics.median(ours.guessed(list(p.values()), 128, 2)),
+                {f"llama.cpp {f.stem}": lambda f=f: llama_cpp.decode(f, 2) for f in models()},
+            )
+        )
+    return rows
+
+
 def memory() -> list[Row]:
     """Resident memory of a node with a part of the layers, as a process of its own."""
     rows: list[Row] = []
@@ -220,6 +237,7 @@ def over_http() -> Row:
 def main() -> None:
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     rows, parts = single_node(repeats)
+    rows += with_guesses(repeats)
     rows += chains(repeats)
     rows += memory()
     rows.append(over_http())

@@ -1,7 +1,8 @@
 """Gas of disputes about the default model: every move, the last step, and the whole.
 
-A part of `bench.gas`. The liar changes one element, and splits sums as its lie needs; the last rows
-are a false challenge at the hop's exit, where a whole row is compared with its signed hash.
+A part of `bench.gas`. The liar changes one element, and splits sums as its lie needs. False
+challenges at the hop's exit, where a row is compared with its signed hash, are also played about
+random models as wide as large ones, and at the widest some lies too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.tiny_weights import tiny_config, tiny_weights
 from tests.verification.fraud.dispute import (
     CHALLENGER,
     EVERYTHING,
@@ -18,6 +20,7 @@ from tests.verification.fraud.dispute import (
     Answer,
     Splitter,
     lying_holdings,
+    manifest_of,
     one_element,
 )
 
@@ -67,6 +70,15 @@ LIES = (
     (Cell(EXIT, 120), "noisy", 99),
 )
 BOUNDARY = Cell(EXIT, 100), "sent"
+WIDTHS = (640, 2048, 4096, 8192)
+"""Hidden sizes of random models; otherwise small, with layers and positions as the default's."""
+WIDE_LIES = (
+    (Cell(6, 115), "attention_norm.inverse", 0),
+    (Cell(6, 115), "query", 100),
+    (Cell(6, 115), "row", 5000),
+    (Cell(EXIT, 120), "logits", 2_000),
+    (Cell(EXIT, 120), "nucleus.bound", 0),
+)
 OPERATOR, ACCUSER, PAYER = (SettlementKey(bytes((i,)) * 32) for i in (0x71, 0x72, 0x73))
 RULES = (1_000, 3, 10_000, 3_600, EPOCH_SECONDS, 3 * 3_600, 5_000, 3_000, 5_000)
 DELAY = 12 * 3_600
@@ -89,6 +101,24 @@ def _answer() -> tuple[Answer, Descriptors]:
     return Answer(material, honest, request, said), descriptors(model.manifest)
 
 
+@cache
+def _wide(width: int) -> tuple[Answer, Descriptors]:
+    """An answer of a random model of this hidden size, and the model's program."""
+    config = tiny_config(
+        "llama", hidden_size=width, layer_count=EXIT - 1, vocabulary_size=4096, mlp_size=256
+    )
+    weights = tiny_weights(config)
+    manifest = manifest_of(config, weights)
+    tokens = tuple(7 * i % config.vocabulary_size for i in range(POSITIONS + 1))
+    layers = LayerRange(0, config.layer_count)
+    hop = HopProgram(manifest, layers, PROMPT, POSITIONS, EVERYTHING)
+    material = Material(hop, weights, tokens)
+    said = tokens[PROMPT:]
+    request = GenerationRequest(manifest.model_id, tokens[:PROMPT], len(said), EVERYTHING)
+    honest = Holdings(material, WeightTrees(weights))
+    return Answer(material, honest, request, said), descriptors(manifest)
+
+
 @dataclass
 class _Court:
     """The contracts, and how many claims were made."""
@@ -99,9 +129,10 @@ class _Court:
     interface: Contract
     claims: int = 0
 
-    def case(self) -> Case:
-        """A claim of now, unlike all before."""
-        answer, program = _answer()
+    def case(self, made: tuple[Answer, Descriptors] | None = None) -> Case:
+        """A claim of now, unlike all before; about the default model's answer unless another is
+        given."""
+        answer, program = made or _answer()
         now: int = self.chain.web3.eth.get_block("latest")["timestamp"]  # type: ignore[typeddict-item]
         subject = answer.subject(epoch=now // EPOCH_SECONDS)
         self.claims += 1
@@ -213,6 +244,8 @@ def court(chain: Chain) -> None:
         chain.note(f"court.{name}, the most", gas)
     chain.note("court.settle of a false challenge", spent[-1][1])
     chain.note(f"a whole dispute, the most of {longest} calls", whole, DISPUTE)
+    for width in WIDTHS:
+        _wide_games(chain, house, width)
     first, second = house.case(), house.case()
     other = replace(
         second.claim, session=first.claim.session, rows_out=bytes(32), signature=b""
@@ -220,3 +253,25 @@ def court(chain: Chain) -> None:
     claims = (first.claim.words(), first.claim.signature, other.words(), other.signature)
     gas, _ = house.send(ACCUSER, Appeal("equivocate", claims))
     chain.note("court.equivocate", gas)
+
+
+def _wide_games(chain: Chain, house: _Court, width: int) -> None:
+    made = answer, _ = _wide(width)
+    false = Challenger(CHALLENGER, answer.honest, BOUNDARY)
+    state, spent = house.play(house.case(made), Defender(HOP, answer.honest), false)
+    assert state.challenger_lost
+    chain.note(f"the last step: boundary, {width:,} units", spent[-2][1], ONE_STEP)
+    games = [spent]
+    for cell, tensor, i in WIDE_LIES if width == max(WIDTHS) else ():
+        step = answer.hop.program(cell).tensor(tensor).step
+        assert step is not None
+        liar = lying_holdings(answer, cell, one_element(tensor, i))
+        honest = Challenger(CHALLENGER, answer.honest, (cell, tensor))
+        state, spent = house.play(house.case(made), Splitter(HOP, liar), honest)
+        assert not state.challenger_lost
+        limit = DOT_PRODUCT if step.kind in _DOTS else ONE_STEP
+        chain.note(f"the last step: {step.kind}, {width:,} units", spent[-2][1], limit)
+        games.append(spent)
+    whole = max(sum(gas for _, gas in spent) for spent in games)
+    longest = max(map(len, games))
+    chain.note(f"a whole dispute, {width:,} units, the most of {longest} calls", whole, DISPUTE)

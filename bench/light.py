@@ -53,7 +53,7 @@ from unisono.verification.light.responder import Responder
 from unisono.verification.light.secrets import Claimed, Secrets
 from unisono.verification.light.steps import PRODUCTS
 from unisono.verification.light.trace import Trace
-from unisono.verification.receipt import Receipt, from_json, to_json
+from unisono.verification.receipt import VERSION, Receipt, from_json, to_json
 from unisono.wire.claims import HopClaim, tokens_root
 from unisono.wire.identity import Identity
 
@@ -99,7 +99,7 @@ def receipt_of(trace: Trace, model: ModelId, tokens: list[int], prompt: int) -> 
         epoch=0,
     ).signed_by(KEY)
     return Receipt(
-        version=1,
+        version=VERSION,
         id="00" * 16,
         request=GenerationRequest(model, tuple(tokens[:prompt]), len(tokens) - prompt),
         tokens=tuple(tokens[prompt:]),

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,14 +75,14 @@ def run_network(nodes: int, threads: int, guesses: bool, tokens: int = 128) -> d
 def commitments(made: NativeDecoder, streams: int, on: bool, tokens: int = 64) -> float:
     """Tokens per second of an engine, with or without what commitments take: rows are encoded and
     hashed on their way in and out, and at the end of each answer two roots are made and signed."""
-    hashed, encoded = engine_module.row_hash, engine_module.encode_rows
+    hashed, encoded = engine_module.row_hashes, engine_module.encode_rows
     if not on:
-        engine_module.row_hash = lambda _row: b""
+        engine_module.row_hashes = lambda rows: [b""] * len(rows)
         engine_module.encode_rows = lambda rows: (b"", [memoryview(b"")] * len(rows))
     try:
         return asyncio.run(_engine_rate(made, streams, tokens, on))
     finally:
-        engine_module.row_hash, engine_module.encode_rows = hashed, encoded
+        engine_module.row_hashes, engine_module.encode_rows = hashed, encoded
 
 
 async def _engine_rate(made: NativeDecoder, streams: int, tokens: int, on: bool) -> float:
@@ -131,3 +131,15 @@ def http_load(streams: int, tokens: int, threads: int) -> Load:
         url = f"http://{at.host}:{at.port}/v1"
         asyncio.run(load(url, 1, 4, prompts, DEFAULT_MODEL))
         return asyncio.run(load(url, streams, tokens, prompts, DEFAULT_MODEL))
+
+
+def guessed(prompts: Sequence[str], tokens: int, threads: int) -> list[float]:
+    """Tokens per second of answers one after another, of one node as it is by default: it guesses.
+    Every prompt is asked once, since a node that has seen an answer guesses all of it."""
+    with served(stored().id, threads) as at:
+        url = f"http://{at.host}:{at.port}/v1"
+        asyncio.run(load(url, 1, 4, [PROMPT[:8]], DEFAULT_MODEL))
+        return [
+            asyncio.run(load(url, 1, tokens, [prompt], DEFAULT_MODEL)).tokens_per_second
+            for prompt in prompts
+        ]

@@ -19,13 +19,13 @@ import numpy as np
 from bench.machine import publish
 from bench.ours import decoder
 from unisono.models.decoder import Decoder, Draw, Segment
+from unisono.models.rows import row_hashes
 from unisono.types import LayerRange, ModelId, Sampling
 from unisono.verification.policy import DEFAULT_RATE, DEFAULT_SEATS
 from unisono.verification.stakes.lottery import LotteryKey, verify_lot
 from unisono.verification.stakes.work import ReplayWork, replay
-from unisono.wire.claims import row_hash, rows_root, tokens_root
+from unisono.wire.claims import rows_root, tokens_root
 from unisono.wire.identity import Identity
-from unisono.wire.rows import encode_rows
 
 PROMPT = 64
 TOKENS = 256
@@ -52,14 +52,14 @@ def produce(made: Decoder, batch: int) -> Produced:
     start = time.perf_counter()
     for i in range(batch):
         rows = made.forward(made.embed(prompts[i]), [Segment(caches[i], 0, PROMPT)])
-        hashes[i] += [row_hash(row) for row in encode_rows(rows)[1]]
+        hashes[i] += row_hashes(rows)
         choice = made.choose(rows, [(PROMPT - 1, PROMPT, Draw(SAMPLING, known[i], PROMPT))])
         known[i] = np.append(known[i], np.int32(choice[0].token))
     for at in range(PROMPT, PROMPT + TOKENS - 1):
         rows = made.embed([int(k[-1]) for k in known])
         out = made.forward(rows, [Segment(cache, at, 1) for cache in caches])
-        for i, row in enumerate(encode_rows(out)[1]):
-            hashes[i].append(row_hash(row))
+        for i, row_hash in enumerate(row_hashes(out)):
+            hashes[i].append(row_hash)
         draws = [(i, at + 1, Draw(SAMPLING, k, PROMPT)) for i, k in enumerate(known)]
         for i, choice in enumerate(made.choose(out, draws)):
             known[i] = np.append(known[i], np.int32(choice.token))

@@ -15,10 +15,10 @@ from unisono.errors import UnisonoError
 from unisono.execution.engine import Engine, StepResult
 from unisono.models.cache import REACH_BACK, SessionCache
 from unisono.models.decoder import Decoder, Draw, Rows, Segment
+from unisono.models.rows import row_hashes
 from unisono.models.store import StoredModel
 from unisono.models.torch_decoder import TorchDecoder
 from unisono.types import LayerRange, SampledToken
-from unisono.wire.claims import row_hash
 from unisono.wire.rows import decode_rows
 
 ALL = LayerRange(0, 4)
@@ -106,7 +106,7 @@ async def test_a_result_has_each_rows_canonical_bytes_and_their_hash(
         expected = decoder.forward(decoder.embed(PROMPT[:8]), [Segment(decoder.new_cache(8), 0, 8)])
         body = b"".join(result.encoded)
         np.testing.assert_array_equal(decode_rows(result.widths, body, 64), expected)
-        assert result.hashes == tuple(row_hash(row) for row in result.encoded)
+        assert result.hashes == tuple(row_hashes(expected))
         assert result.tokens == ()
 
 

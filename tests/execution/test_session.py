@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from unisono.errors import PeerCheating, PeerRefused
 from unisono.execution.session import ArrivedRows, HopSession, Inbox
 from unisono.models.cache import REACH_BACK
+from unisono.models.rows import hash_of
 from unisono.types import LayerRange, SampledToken, Sampling, SessionId
-from unisono.wire.claims import row_hash, rows_root, tokens_root
+from unisono.wire.claims import rows_root, tokens_root
 from unisono.wire.identity import Identity
 from unisono.wire.messages import Rewired, Tokens
 from unisono.wire.rows import encode_rows
@@ -55,8 +56,8 @@ def session(
     )
     tokens = [*PROMPT, *answer] if hop in (0, hops - 1) else []
     made = HopSession(opened, tokens, cache=None, control=None)  # type: ignore[arg-type]
-    incoming = [row_hash(bytes([1, i % 256])) for i in range(computed)]
-    made.record(0, incoming, [row_hash(bytes([2, i % 256])) for i in range(computed)])
+    incoming = [hash_of(bytes([1, i % 256])) for i in range(computed)]
+    made.record(0, incoming, [hash_of(bytes([2, i % 256])) for i in range(computed)])
     return made
 
 

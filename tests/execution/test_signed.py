@@ -8,7 +8,8 @@ from tests.execution.test_session import NODE, session
 from unisono.clock import VirtualClock
 from unisono.errors import ConfigurationError, PeerRefused
 from unisono.execution.signed import SignedClaims
-from unisono.wire.claims import EPOCH_SECONDS, epoch_at, row_hash
+from unisono.models.rows import hash_of
+from unisono.wire.claims import EPOCH_SECONDS, epoch_at
 
 
 async def test_a_session_is_signed_for_once_whatever_comes_after() -> None:
@@ -19,7 +20,7 @@ async def test_a_session_is_signed_for_once_whatever_comes_after() -> None:
     assert first.epoch == epoch_at(clock.now())
     assert first.signature_is_good()
     assert hop.id in signed
-    hop.record(1, [row_hash(b"other")] * 5, [row_hash(b"rows")] * 5)
+    hop.record(1, [hash_of(b"other")] * 5, [hash_of(b"rows")] * 5)
     assert signed.sign(hop, 2) == first
     with pytest.raises(PeerRefused, match="has signed for 2 tokens") as refusal:
         signed.sign(hop, 3)

@@ -291,9 +291,9 @@ async def test_a_cancelled_answer_frees_every_hop(tiny_models: TinyModels) -> No
 
 GARBAGE: dict[str, bytes] = {
     "nothing of a frame": b"GET / HTTP/1.1\r\n\r\n",
-    "a header that is no message": b"UN\x01\0\x04\0\0\0\0\0\0\0\xff\xff\xff\xff",
-    "a message of no kind": b"UN\x01\0\x0c\0\0\0\0\0\0\0\x81\xa4type\xa5hello"[:24],
-    "a frame too large": b"UN\x01\0\x04\0\0\0\xff\xff\xff\xff",
+    "a header that is no message": b"UN\x02\0\x04\0\0\0\0\0\0\0\xff\xff\xff\xff",
+    "a message of no kind": b"UN\x02\0\x0c\0\0\0\0\0\0\0\x81\xa4type\xa5hello"[:24],
+    "a frame too large": b"UN\x02\0\x04\0\0\0\xff\xff\xff\xff",
 }
 
 

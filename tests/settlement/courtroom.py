@@ -96,7 +96,7 @@ class Courtroom:
         contract = self.court if appeal.contract == "court" else self.judge
         data = contract.encoded(appeal.function, *appeal.arguments)
         self.evm.call(sender, contract.address, data)
-        self.gas.setdefault(appeal.function, []).append(_gas(data, self.evm.done))
+        self.gas.setdefault(appeal.function, []).append(call_gas(data, self.evm.done))
         found: list[tuple[str, dict[str, Any]]] = []
         for address, topics, blob in self.evm.done.get_log_entries():
             words = tuple(t.to_bytes(32, "big") for t in topics)
@@ -179,7 +179,7 @@ def courtroom(games: int = RULES[1], judges: tuple[EvmAddress, ...] = ()) -> Cou
     return Courtroom(evm, coin, registry, court, judge, interface)
 
 
-def _gas(data: bytes, done: Any) -> int:
+def call_gas(data: bytes, done: Any) -> int:
     """What a transaction on Prague pays (EIP-7623): execution and calldata, or the floor."""
     zeros = data.count(0)
     tokens = zeros + 4 * (len(data) - zeros)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from hashlib import sha256
 
 import msgspec
 import pytest
@@ -36,7 +37,7 @@ from tests.verification.fraud.dispute import (
     lying_holdings,
     one_element,
 )
-from unisono.settlement.advocates import PROVE, Appeal, Case, Defence, Prosecution, State
+from unisono.settlement.advocates import ELEMENT, PROVE, Appeal, Case, Defence, Prosecution, State
 from unisono.settlement.claims import court_domain
 from unisono.settlement.eip712 import checksummed
 from unisono.settlement.signature import SettlementKey
@@ -47,6 +48,7 @@ from unisono.verification.fraud.parties import Challenger, Defender, Target
 from unisono.verification.fraud.steps import Cell
 
 ONE_STEP, DOT_PRODUCT, WHOLE_DISPUTE = 400_000, 150_000, 5_000_000
+BOUNDARY = 100_000
 """Gas limits."""
 BURN = checksummed(bytes(18) + b"\xde\xad")
 
@@ -285,6 +287,47 @@ def test_moves_that_do_not_fit_change_nothing(court: Courtroom) -> None:
     with pytest.raises(Reverted, match="only the judge"):
         court.send(OPERATOR.address, Appeal("rule", (state, OPERATOR.address, True)))
     assert step(court, state, defence, prosecution).moves == state.moves + 1
+
+
+def test_nobody_points_at_what_is_not_there(court: Courtroom) -> None:
+    """Else a challenger could ask for a node or an element that an honest hop cannot show."""
+    _, state, defence, prosecution = half_played(court, 1)
+    reveal = defence.appeal()
+    assert reveal is not None
+    state, shown = moved(state, court.send(OPERATOR.address, reveal))
+    for advocate in (defence, prosecution):
+        advocate.hear(state, shown)
+    level = [shown[k : k + 32] for k in range(64, len(shown), 32)]
+    path = [level[0]]
+    while len(level) > 1:
+        path.append(level[1])
+        pairs = zip(level[::2], level[1::2], strict=True)
+        level = [sha256(b"\1" + left + right).digest() for left, right in pairs]
+    with pytest.raises(Reverted, match="another number of hashes"):
+        court.send(CHALLENGER, Appeal("choose", (state, 1 << state.shown, path)))
+    while state.phase != ELEMENT:
+        state = step(court, state, defence, prosecution)
+    contradict = prosecution.appeal()
+    assert contradict is not None
+    _, _, block = contradict.arguments
+    assert isinstance(block, bytes)
+    with pytest.raises(Reverted, match="no such element"):
+        count = len(block) // state.width
+        court.send(CHALLENGER, Appeal("contradict", (state, count, block)))
+    assert step(court, state, defence, prosecution).moves == state.moves + 1
+
+
+@pytest.mark.parametrize("cell", [Cell(0, 2), Cell(1, 6), Cell(3, 4)])
+def test_a_tensor_that_was_received_cannot_be_contradicted(court: Courtroom, cell: Cell) -> None:
+    """The hop has no step for it, so that it would run out of time."""
+    answer = answer_of("llama")
+    received = [x.name for x in answer.hop.program(cell).tensors if x.step is None]
+    assert received
+    for name in received:
+        kept = court.evm.snapshot()
+        with pytest.raises(Reverted, match="received, not computed"):
+            false_challenge(court, answer, (cell, name))
+        court.evm.restore(kept)
 
 
 def test_openings_that_do_not_fit_convict_nobody(court: Courtroom) -> None:
@@ -567,7 +610,7 @@ def test_logit_biases_are_opened_where_they_count(court: Courtroom) -> None:
 
 
 @pytest.mark.parametrize("largest", [1 << 20, -(1 << 31), 1 << 31, -(1 << 43) + 1])
-def test_rows_of_either_width_are_compared_with_what_was_signed(
+def test_rows_of_integers_of_any_size_are_compared_with_what_was_signed(
     court: Courtroom, largest: int
 ) -> None:
     answer, position = answer_of("qwen3", layers=(1, 2)), 3
@@ -581,3 +624,21 @@ def test_rows_of_either_width_are_compared_with_what_was_signed(
     assert state.challenger_lost
     court.settle(case, state)
     assert court.stake(case.claim.node)[0] == STAKE
+
+
+@pytest.mark.parametrize("width", [640, 2048, pytest.param(8192, marks=pytest.mark.slow)])
+def test_disputes_about_wide_rows_cost_what_others_do(court: Courtroom, width: int) -> None:
+    answer = answer_of("llama", hidden_size=width)
+    target = Cell(3, 4), "sent"
+    kept = court.evm.snapshot()
+    case, state = false_challenge(court, answer, target)
+    assert state.challenger_lost
+    assert max(court.gas["prove_boundary"]) <= BOUNDARY
+    assert court.total_gas() <= WHOLE_DISPUTE
+    court.evm.restore(kept)
+    honest = answer.honest.signed
+    signed = Signed(honest.rows_in, changed(honest.rows_out, 4))
+    liar = Holdings(answer.material, answer.honest.trees, signed, answer.honest.grid)
+    case = court.case(answer, answer.subject(signed, epoch=EPOCH))
+    court.enrol(case)
+    cheat_is_slashed(court, case, court.play(case, *sides(case, answer, liar, target)))

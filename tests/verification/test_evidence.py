@@ -17,10 +17,12 @@ from typer.testing import CliRunner
 from tests.conftest import TinyModels
 from unisono.cli.app import app
 from unisono.errors import ReceiptError
+from unisono.models.rows import hash_of, row_bytes, row_hashes
 from unisono.types import GenerationRequest, LayerRange, NodeId, SessionId, request_hash
 from unisono.verification.evidence import (
     MAX_BYTES,
     RETENTION_EPOCHS,
+    VERSION,
     BadRow,
     Contradiction,
     Demand,
@@ -38,10 +40,9 @@ from unisono.verification.evidence import (
     to_json,
 )
 from unisono.verification.openings import Opener
-from unisono.wire.claims import HopClaim, row_hash, token_hash, tokens_root
+from unisono.wire.claims import HopClaim, token_hash, tokens_root
 from unisono.wire.identity import Identity
 from unisono.wire.mountain_range import MountainRange
-from unisono.wire.rows import encode_rows
 
 ALICE, BOB, CAROL = (Identity.from_seed(bytes([n]) * 32) for n in (1, 2, 3))
 EPOCH = 29_000_000
@@ -57,10 +58,10 @@ class Case:
         self.hidden = models.llama.manifest.config.hidden_size
         self.request = GenerationRequest(self.model, (5, 6, 7, 8, 9), max_tokens=3)
         values = np.arange(2 * POSITIONS * self.hidden).reshape(2, POSITIONS, self.hidden)
-        self.rows = [[bytes(row) for row in encode_rows(part)[1]] for part in values]
+        self.rows = [[row_bytes(row) for row in part] for part in values]
         tokens = [*self.request.prompt, 11, 12]
         self.inputs = MountainRange([token_hash(t) for t in tokens])
-        self.between, self.out = ([row_hash(row) for row in part] for part in self.rows)
+        self.between, self.out = (row_hashes(part) for part in values)
         self.alice = self.claim(ALICE, 0, self.inputs.root(), self.between)
         self.bob = self.claim(BOB, 1, MountainRange(self.between).root(), self.out)
 
@@ -127,8 +128,8 @@ def test_two_results_for_the_same_rows_convict_in_any_session(
     case: Case, changes: dict[str, Any], session: str
 ) -> None:
     other = changed(case.bob, BOB, session=SessionId(session), epoch=EPOCH + 9, **changes)
-    assert convicts(Contradiction(1, (case.bob, other)), BOB, "contradiction")
-    assert convicts(Contradiction(1, (other, case.bob)), BOB, "contradiction")
+    assert convicts(Contradiction(VERSION, (case.bob, other)), BOB, "contradiction")
+    assert convicts(Contradiction(VERSION, (other, case.bob)), BOB, "contradiction")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_two_results_for_the_same_rows_convict_in_any_session(
 )
 def test_two_claims_of_one_session_convict(case: Case, changes: dict[str, Any]) -> None:
     other = changed(case.bob, BOB, **changes)
-    assert convicts(Contradiction(1, (case.bob, other)), BOB, "equivocation")
+    assert convicts(Contradiction(VERSION, (case.bob, other)), BOB, "equivocation")
 
 
 @pytest.mark.parametrize(
@@ -163,30 +164,32 @@ def test_two_claims_of_one_session_convict(case: Case, changes: dict[str, Any]) 
 )
 def test_claims_that_can_both_be_true_convict_nobody(case: Case, changes: dict[str, Any]) -> None:
     other = changed(case.bob, BOB, **changes)
-    assert proves_nothing(Contradiction(1, (case.bob, other)), "not contradict")
+    assert proves_nothing(Contradiction(VERSION, (case.bob, other)), "not contradict")
 
 
 def test_claims_of_two_nodes_do_not_contradict_each_other(case: Case) -> None:
     other = changed(case.bob, ALICE, node=ALICE.node_id, rows_out=OTHER)
-    assert proves_nothing(Contradiction(1, (case.bob, other)), "of two nodes")
+    assert proves_nothing(Contradiction(VERSION, (case.bob, other)), "of two nodes")
 
 
 def test_neighbours_that_signed_different_rows_are_both_suspects(case: Case) -> None:
-    lie = [*case.between[:4], row_hash(b"x"), *case.between[5:]]
+    lie = [*case.between[:4], hash_of(b"x"), *case.between[5:]]
     bob = changed(case.bob, BOB, rows_in=MountainRange(lie).root())
     for sent, received, position in (
         (None, None, None),
         (case.opened(case.between, 4), case.opened(lie, 4), 4),
     ):
-        verdict = judge(from_json(to_json(Disagreement(1, case.alice, bob, sent, received))))
+        verdict = judge(from_json(to_json(Disagreement(VERSION, case.alice, bob, sent, received))))
         assert verdict.verdict == "INCONCLUSIVE"
         assert verdict.fault is not None
         assert verdict.fault.suspects == (ALICE.node_id, BOB.node_id)
         assert (verdict.fault.node, verdict.fault.position) == (None, position)
         assert "one of the two lied" in verdict.message
-    same = Disagreement(1, case.alice, bob, case.opened(case.between, 3), case.opened(lie, 3))
+    same = Disagreement(VERSION, case.alice, bob, case.opened(case.between, 3), case.opened(lie, 3))
     assert proves_nothing(same, "do not differ")
-    swapped = Disagreement(1, case.alice, bob, case.opened(lie, 4), case.opened(case.between, 4))
+    swapped = Disagreement(
+        VERSION, case.alice, bob, case.opened(lie, 4), case.opened(case.between, 4)
+    )
     assert proves_nothing(swapped, "does not open")
 
 
@@ -203,24 +206,26 @@ def test_neighbours_that_signed_different_rows_are_both_suspects(case: Case) -> 
 def test_no_disagreement_is_made_of_other_claims(
     case: Case, changes: dict[str, Any], why: str
 ) -> None:
-    assert proves_nothing(Disagreement(1, case.alice, changed(case.bob, BOB, **changes)), why)
+    assert proves_nothing(Disagreement(VERSION, case.alice, changed(case.bob, BOB, **changes)), why)
 
 
 def test_a_tag_that_is_not_of_the_signed_row_convicts(case: Case) -> None:
     row = case.opened(case.out, 2)
     lie = changed(case.bob, BOB, out_tags=bytes(3 * POSITIONS))
-    assert convicts(BadRow(1, lie, "out", row), BOB, "wrong_tags")
+    assert convicts(BadRow(VERSION, lie, "out", row), BOB, "wrong_tags")
     short = changed(case.bob, BOB, out_tags=case.bob.out_tags[:6])
-    assert convicts(BadRow(1, short, "out", row), BOB, "wrong_tags")
-    assert proves_nothing(BadRow(1, case.bob, "out", row), "what the claim says")
-    assert proves_nothing(BadRow(1, lie, "in", row), "does not open")
+    assert convicts(BadRow(VERSION, short, "out", row), BOB, "wrong_tags")
+    assert proves_nothing(BadRow(VERSION, case.bob, "out", row), "what the claim says")
+    assert proves_nothing(BadRow(VERSION, lie, "in", row), "does not open")
 
 
 def bad_bytes(hidden: int) -> dict[str, bytes]:
     return {
-        "short": bytes(4 * hidden - 4),
-        "wide though it fits": bytes(8 * hidden),
-        "not saturated": (1 << 43).to_bytes(8, "little") * hidden,
+        "short": bytes(8 * hidden - 8),
+        "of half the size": bytes(4 * hidden),
+        "long": bytes(8 * hidden + 8),
+        "not saturated": bytes(8 * hidden - 8) + (1 << 43).to_bytes(8, "little"),
+        "not saturated below": (-(1 << 43)).to_bytes(8, "little", signed=True) * hidden,
         "text": b"hello",
     }
 
@@ -231,14 +236,14 @@ def test_bytes_that_are_no_row_convict_whoever_signed_them(
     case: Case, what: str, side: str
 ) -> None:
     encoded = bad_bytes(case.hidden)[what]
-    hashes = [*case.out[:3], row_hash(encoded), *case.out[4:]]
+    hashes = [*case.out[:3], hash_of(encoded), *case.out[4:]]
     root = MountainRange(hashes).root()
     tags = b"".join(h[:3] for h in hashes)
     changes = {"rows_in": root} if side == "in" else {"rows_out": root, "out_tags": tags}
     claim = changed(case.bob, BOB, **changes)
     size = case.opener.field("config/hidden_size")
     row = case.opened(hashes, 3)
-    evidence = BadRow(1, claim, side, row, encoded, size)  # type: ignore[arg-type]
+    evidence = BadRow(VERSION, claim, side, row, encoded, size)  # type: ignore[arg-type]
     assert convicts(evidence, BOB, "wrong_row")
     for field in (None, case.opener.field("config/mlp_size")):
         other = msgspec.structs.replace(evidence, hidden=field)
@@ -252,40 +257,44 @@ def test_honest_rows_and_tokens_convict_nobody(case: Case) -> None:
     size = case.opener.field("config/hidden_size")
     for position in range(POSITIONS):
         row, encoded = case.opened(case.out, position), case.rows[1][position]
-        assert proves_nothing(BadRow(1, case.bob, "out", row, encoded, size), "a canonical one")
+        assert proves_nothing(
+            BadRow(VERSION, case.bob, "out", row, encoded, size), "a canonical one"
+        )
         row, encoded = case.opened(case.between, position), case.rows[0][position]
-        assert proves_nothing(BadRow(1, case.bob, "in", row, encoded, size), "a canonical one")
+        assert proves_nothing(
+            BadRow(VERSION, case.bob, "in", row, encoded, size), "a canonical one"
+        )
     token = case.opened_input(0, 5)
     data = (5).to_bytes(4, "little")
-    assert proves_nothing(BadRow(1, case.alice, "in", token, data, size), "are tokens")
+    assert proves_nothing(BadRow(VERSION, case.alice, "in", token, data, size), "are tokens")
     for position, number in enumerate((*case.request.prompt, 11, 12)):
         row = case.opened_input(position, number)
         why = "read the prompt's token" if position < 5 else "not in the prompt"
-        assert proves_nothing(BadRow(1, case.alice, "in", row, request=case.request), why)
+        assert proves_nothing(BadRow(VERSION, case.alice, "in", row, request=case.request), why)
 
 
 def test_a_first_hop_that_read_another_prompt_is_convicted(case: Case) -> None:
     hashes = [token_hash(t) for t in (5, 6, 3, 8, 9, 11, 12)]
     claim = changed(case.alice, ALICE, rows_in=MountainRange(hashes).root())
     row = case.opened(hashes, 2)
-    assert convicts(BadRow(1, claim, "in", row, request=case.request), ALICE, "other_prompt")
+    assert convicts(BadRow(VERSION, claim, "in", row, request=case.request), ALICE, "other_prompt")
     other = msgspec.structs.replace(case.request, max_tokens=4)
-    assert proves_nothing(BadRow(1, claim, "in", row, request=other), "for another request")
+    assert proves_nothing(BadRow(VERSION, claim, "in", row, request=other), "for another request")
 
 
 def test_a_signed_weight_that_is_not_the_models_convicts(case: Case) -> None:
     true = case.opener.tile("layers.1.up", 3, 0)
     wrong = bytes([true.data[0] ^ 1]) + true.data[1:]
     said = TileStatement(BOB.node_id, case.model, "layers.1.up", 3, 0, wrong).signed_by(BOB)
-    assert convicts(WrongTile(1, said, true), BOB, "wrong_tile")
+    assert convicts(WrongTile(VERSION, said, true), BOB, "wrong_tile")
     honest = msgspec.structs.replace(said, data=true.data).signed_by(BOB)
-    assert proves_nothing(WrongTile(1, honest, true), "the statement is true")
+    assert proves_nothing(WrongTile(VERSION, honest, true), "the statement is true")
     elsewhere = msgspec.structs.replace(said, row=4).signed_by(BOB)
-    assert proves_nothing(WrongTile(1, elsewhere, true), "another one")
+    assert proves_nothing(WrongTile(VERSION, elsewhere, true), "another one")
     forged = msgspec.structs.replace(said, data=b"")
-    assert proves_nothing(WrongTile(1, forged, true), "did not sign")
+    assert proves_nothing(WrongTile(VERSION, forged, true), "did not sign")
     false = msgspec.structs.replace(true, data=wrong)
-    assert proves_nothing(WrongTile(1, honest, false), "does not open")
+    assert proves_nothing(WrongTile(VERSION, honest, false), "does not open")
 
 
 def demand(case: Case, **changes: Any) -> Demand:
@@ -306,9 +315,11 @@ def says(identity: Identity, what: str, about: Demand) -> Statement:
 
 def test_a_signed_refusal_convicts_and_silence_does_not(case: Case) -> None:
     asked = demand(case)
-    refused = Refusal(1, case.bob, asked, says(BOB, "refuse", asked))
+    refused = Refusal(VERSION, case.bob, asked, says(BOB, "refuse", asked))
     assert convicts(refused, BOB, "refusal")
-    silent = Silence(1, case.bob, asked, (says(ALICE, "silent", asked), says(BOB, "silent", asked)))
+    silent = Silence(
+        VERSION, case.bob, asked, (says(ALICE, "silent", asked), says(BOB, "silent", asked))
+    )
     assert proves_nothing(silent, "1 witnesses say")
     alice = msgspec.structs.replace(refused, statement=says(ALICE, "refuse", asked))
     assert proves_nothing(alice, "did not sign that it refuses")
@@ -329,7 +340,7 @@ def test_what_nobody_needs_to_open_may_be_refused(
     case: Case, changes: dict[str, Any], why: str
 ) -> None:
     asked = demand(case, **changes)
-    assert proves_nothing(Refusal(1, case.bob, asked, says(BOB, "refuse", asked)), why)
+    assert proves_nothing(Refusal(VERSION, case.bob, asked, says(BOB, "refuse", asked)), why)
 
 
 def convicting(case: Case) -> list[Evidence]:
@@ -338,11 +349,11 @@ def convicting(case: Case) -> list[Evidence]:
     true = case.opener.tile("layers.1.up", 3, 0)
     said = TileStatement(BOB.node_id, case.model, "layers.1.up", 3, 0, b"").signed_by(BOB)
     return [
-        Contradiction(1, (case.bob, changed(case.bob, BOB, rows_out=OTHER))),
-        Contradiction(1, (case.bob, changed(case.bob, BOB, rows_in=OTHER))),
-        BadRow(1, changed(case.bob, BOB, out_tags=b""), "out", case.opened(case.out, 2)),
-        Refusal(1, case.bob, asked, says(BOB, "refuse", asked)),
-        WrongTile(1, said, true),
+        Contradiction(VERSION, (case.bob, changed(case.bob, BOB, rows_out=OTHER))),
+        Contradiction(VERSION, (case.bob, changed(case.bob, BOB, rows_in=OTHER))),
+        BadRow(VERSION, changed(case.bob, BOB, out_tags=b""), "out", case.opened(case.out, 2)),
+        Refusal(VERSION, case.bob, asked, says(BOB, "refuse", asked)),
+        WrongTile(VERSION, said, true),
     ]
 
 
@@ -387,7 +398,7 @@ def test_arbitrary_bytes_are_refused(data: bytes) -> None:
     [
         b"[" * 100_000,
         b" " * (MAX_BYTES + 1),
-        b'{"evidence":"badrow","version":2}',
+        b'{"evidence":"badrow","version":1}',
         b'{"version":1}',
     ],
     ids=["deep", "large", "version", "no kind"],
@@ -423,7 +434,7 @@ def test_the_command_names_the_convicted_node(case: Case, write: Write) -> None:
 
 
 def test_the_command_says_that_nothing_is_proven(case: Case, write: Write) -> None:
-    path = write(Contradiction(1, (case.bob, case.bob)))
+    path = write(Contradiction(VERSION, (case.bob, case.bob)))
     shown = CliRunner().invoke(app, ["verify", "--evidence", str(path)])
     assert shown.exit_code == 1
     assert "NOBODY CONVICTED: it proves nothing" in shown.stdout

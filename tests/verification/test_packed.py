@@ -11,11 +11,12 @@ from tests.conftest import TinyModels
 from tests.scenarios.network import SAMPLINGS, request_for
 from tests.verification.answers import make
 from unisono.errors import ReceiptError
+from unisono.models.rows import hash_of
 from unisono.types import GenerationRequest, LayerRange, ModelId, SessionId, request_hash
 from unisono.verification.packed import MAGIC, pack, unpack
 from unisono.verification.receipt import VERSION, Receipt, from_json, to_json
 from unisono.verification.replay import verify
-from unisono.wire.claims import HopClaim, row_hash, rows_root, token_hash, tokens_root
+from unisono.wire.claims import HopClaim, rows_root, token_hash, tokens_root
 from unisono.wire.identity import Identity
 
 GATEWAY = Identity.from_seed(b"\x09" * 32)
@@ -30,7 +31,7 @@ def receipt(hops: int, positions: int, token: int = 200_000) -> Receipt:
     rows_in = rows_root([token_hash(t) for t in (*prompt, *tokens[:-1])])
     claims: list[HopClaim] = []
     for hop, node in enumerate(NODES[:hops]):
-        out = [row_hash(b"%d %d" % (hop, p)) for p in range(positions)]
+        out = [hash_of(b"%d %d" % (hop, p)) for p in range(positions)]
         claim = HopClaim(
             session=SessionId("5e" * 16),
             request=request_hash(request),
@@ -126,9 +127,17 @@ def test_altered_bytes_are_refused_or_another_receipt(data: st.DataObject) -> No
 
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_refused(data: bytes) -> None:
-    for start in (b"", MAGIC):
+    for start in (b"", MAGIC, MAGIC + bytes([VERSION])):
         with pytest.raises(ReceiptError):
             unpack(start + data)
+
+
+@pytest.mark.parametrize("version", [0, 1, VERSION + 1])
+def test_another_version_is_named(version: int) -> None:
+    data = bytearray(pack(receipt(1, 8)))
+    data[len(MAGIC)] = version
+    with pytest.raises(ReceiptError, match=f"version {version}; this program reads"):
+        unpack(bytes(data))
 
 
 def test_both_forms_say_the_same() -> None:

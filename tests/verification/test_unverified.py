@@ -68,7 +68,7 @@ def test_it_cannot_be_made_to_look_like_another(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"version": 2}, "has version 2"), ({"id": "xy"}, "not 32 hex digits")],
+    [({"version": VERSION + 1}, f"has version {VERSION + 1}"), ({"id": "xy"}, "not 32 hex digits")],
 )
 def test_another_version_or_id_is_refused(change: dict[str, Any], message: str) -> None:
     document = json.loads(to_json(RECEIPT)) | change

@@ -24,6 +24,7 @@ from unisono.wire.frames import (
     FRAME_PREFIX,
     MAX_BODY,
     MAX_HEADER,
+    VERSION,
     decode_frame,
     encode_frame,
     frame_size,
@@ -304,7 +305,7 @@ PING = encode_frame(Ping(7), b"body")
 
 
 def framed(header: bytes, body: bytes = b"") -> bytes:
-    return struct.pack("<2sBBII", b"UN", 1, 0, len(header), len(body)) + header + body
+    return struct.pack("<2sBBII", b"UN", VERSION, 0, len(header), len(body)) + header + body
 
 
 def packed(value: object) -> bytes:
@@ -324,7 +325,7 @@ def test_every_message_comes_back_as_it_was_sent(message: Message, body: bytes) 
 @settings(max_examples=300)
 @given(st.binary(max_size=300))
 def test_random_bytes_are_refused_as_cheating(data: bytes) -> None:
-    for frame in (data, b"UN\x01\x00" + data, framed(data)):
+    for frame in (data, b"UN\x02\x00" + data, framed(data)):
         with pytest.raises(PeerCheating):
             decode_frame(frame)
 
@@ -360,10 +361,10 @@ def test_a_flipped_bit_never_raises_anything_but_cheating(
     [
         (b"", "got 0"),
         (b"XX" + PING[2:], "got b'XX'"),
-        (b"UN\x02" + PING[3:], "version 2"),
-        (b"UN\x01\x80" + PING[4:], "flags 128"),
-        (struct.pack("<2sBBII", b"UN", 1, 0, MAX_HEADER + 1, 0), f"claims {MAX_HEADER + 1}"),
-        (struct.pack("<2sBBII", b"UN", 1, 0, 0, MAX_BODY + 1), f"claims {MAX_BODY + 1}"),
+        (b"UN\x01" + PING[3:], "version 1"),
+        (b"UN\x02\x80" + PING[4:], "flags 128"),
+        (struct.pack("<2sBBII", b"UN", VERSION, 0, MAX_HEADER + 1, 0), f"claims {MAX_HEADER + 1}"),
+        (struct.pack("<2sBBII", b"UN", VERSION, 0, 0, MAX_BODY + 1), f"claims {MAX_BODY + 1}"),
         (PING[:-1], "has"),
         (packed({"type": "ping", "nonce": 1, "more": 2}), "more"),
         (packed({"type": "pang", "nonce": 1}), "pang"),
@@ -394,9 +395,9 @@ def test_what_is_wrong_with_a_frame_is_said(frame: bytes, said: str) -> None:
 
 
 def test_a_prefix_is_judged_before_anything_is_allocated() -> None:
-    assert frame_size(struct.pack("<2sBBII", b"UN", 1, 0, 16, MAX_BODY)) == 28 + MAX_BODY
+    assert frame_size(struct.pack("<2sBBII", b"UN", VERSION, 0, 16, MAX_BODY)) == 28 + MAX_BODY
     with pytest.raises(PeerCheating):
-        frame_size(struct.pack("<2sBBII", b"UN", 1, 0, 16, 0xFFFFFFFF))
+        frame_size(struct.pack("<2sBBII", b"UN", VERSION, 0, 16, 0xFFFFFFFF))
 
 
 @pytest.mark.parametrize(

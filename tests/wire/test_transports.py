@@ -15,7 +15,7 @@ import pytest
 from unisono.clock import VirtualClock
 from unisono.errors import ConfigurationError, PeerCheating, PeerGone, WireError
 from unisono.types import NodeId, PeerAddress
-from unisono.wire.frames import MAX_BODY, decode_frame, encode_frame
+from unisono.wire.frames import MAX_BODY, VERSION, decode_frame, encode_frame
 from unisono.wire.identity import Identity
 from unisono.wire.messages import Ping
 from unisono.wire.transports import (
@@ -430,9 +430,9 @@ async def test_a_handler_that_fails_ends_its_own_stream_only(
     "data",
     [
         b"GET / HTTP/1.1\r\n\r\n",
-        struct.pack("<2sBBII", b"UN", 1, 0, 100, MAX_BODY + 1),
-        struct.pack("<2sBBII", b"UN", 2, 0, 0, 0),
-        struct.pack("<2sBBII", b"UN", 1, 0, 0xFFFFFFFF, 0),
+        struct.pack("<2sBBII", b"UN", VERSION, 0, 100, MAX_BODY + 1),
+        struct.pack("<2sBBII", b"UN", 9, 0, 0, 0),
+        struct.pack("<2sBBII", b"UN", VERSION, 0, 0xFFFFFFFF, 0),
     ],
 )
 async def test_bytes_that_are_no_frame_end_the_stream_as_cheating(net: Net, data: bytes) -> None:

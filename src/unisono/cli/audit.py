@@ -312,10 +312,11 @@ class _Audited:
         """The file of evidence, if there is something to show."""
         from unisono.cli.visits import write_file
         from unisono.verification.cases import MAX_BYTES, Opening, to_json
+        from unisono.verification.evidence import VERSION
 
         if self._found is None:
             return None
-        data = to_json(Opening(1, self._found[1]))
+        data = to_json(Opening(VERSION, self._found[1]))
         if len(data) > MAX_BYTES:
             return None
         write_file(path, data)

@@ -23,8 +23,8 @@ from unisono.errors import UnisonoError
 from unisono.execution.pace import PassCost
 from unisono.models.cache import OutOfPages, Prefix, SessionCache
 from unisono.models.decoder import Choice, Decoder, Draw, Rows, Segment
+from unisono.models.rows import row_hashes
 from unisono.types import Distribution, SampledToken, Sampling
-from unisono.wire.claims import row_hash
 from unisono.wire.rows import encode_rows
 
 log = logging.getLogger(__name__)
@@ -443,17 +443,18 @@ def _results(steps: Sequence[_Step]) -> list[StepResult]:
     if not steps:
         return []
     parts = [part for step in steps for part in step.parts]
-    widths, encoded = encode_rows(parts[0] if len(parts) == 1 else np.concatenate(parts))
+    joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    widths, encoded = encode_rows(joined)
+    hashes = row_hashes(joined)
     results: list[StepResult] = []
     first = 0
     for step in steps:
         stop = first + len(step.source)
-        rows = encoded[first:stop]
         results.append(
             StepResult(
                 widths[first:stop],
-                tuple(bytes(row) for row in rows),
-                tuple(row_hash(row) for row in rows),
+                tuple(bytes(row) for row in encoded[first:stop]),
+                tuple(hashes[first:stop]),
                 tuple(step.tokens),
                 tuple(step.distributions),
             )

@@ -21,8 +21,9 @@ from unisono.execution.outlet import RowsOutlet, TokensOutlet
 from unisono.execution.pace import MAX_AHEAD, Pace
 from unisono.execution.session import ArrivedRows, HopSession, page_keys
 from unisono.models.cache import PAGE
+from unisono.models.rows import row_hashes
 from unisono.types import SampledToken
-from unisono.wire.claims import row_hash, token_hash
+from unisono.wire.claims import token_hash
 from unisono.wire.ensemble import Given
 from unisono.wire.messages import Rewire, Tokens
 
@@ -94,7 +95,7 @@ class Flow:
 
     async def _compute_rows(self, arrived: ArrivedRows) -> None:
         session = self._session
-        incoming = [row_hash(row) for row in arrived.encoded]
+        incoming = row_hashes(arrived.values)
         position = arrived.position
         ids = arrived.tokens or tuple(session.tokens[position : position + len(incoming)])
         draws = session.draws(position, ids)

@@ -48,7 +48,7 @@ class ArrivedRows:
     values: Rows
     """int64 [n, hidden]."""
     encoded: Sequence[memoryview]
-    """The canonical encoding of each, which is hashed."""
+    """The canonical encoding of each."""
 
     @classmethod
     def of(cls, message: wire.Rows, body: memoryview, hidden: int) -> ArrivedRows:

@@ -241,9 +241,8 @@ class Defence(Advocate):
         exhibits = Exhibits(self.defender.holdings, game.layout, _cell(state))
         descriptor = self.case.descriptor(state.variant, state.place)
         if isinstance(step, Boundary):
-            row, data = exhibits.boundary(step)
-            head = (state, self.case.facts(), *descriptor)
-            return Appeal("prove_boundary", (*head, row, data), "judge")
+            arguments = (state, self.case.facts(), *descriptor, exhibits.fixed(step, i))
+            return Appeal("prove_boundary", arguments, "judge")
         if isinstance(step, Rotation):
             tensor, _, parameters = descriptor
             arguments = state, self.case.facts(), tensor, parameters

@@ -15,12 +15,11 @@ from unisono.settlement.claims import SEQUENCE_FORMAT, sequence_tree
 from unisono.settlement.tables import bias_leaf, bias_tree
 from unisono.types import Sampling
 from unisono.verification.fraud.holdings import Holdings
-from unisono.verification.fraud.layer_steps import Boundary
 from unisono.verification.fraud.program import Program
 from unisono.verification.fraud.referee import Layout
 from unisono.verification.fraud.sampling_steps import Adjust
-from unisono.verification.fraud.steps import Cell, RowRef, Source, Step, TokenRef
-from unisono.verification.fraud.tree import Tree, block_count, blocks, depth_of, per_block
+from unisono.verification.fraud.steps import Cell, Source, Step, TokenRef
+from unisono.verification.fraud.tree import Tree, blocks, per_block
 
 
 @dataclass(frozen=True)
@@ -54,20 +53,6 @@ class Exhibits:
         """
         fixed = self.holdings.values(self.layout, self.cell, step.fixed(i))
         return b"".join(self._source(x) for x in step.terms(i, start, stop, fixed))
-
-    def boundary(self, step: Boundary) -> tuple[bytes, bytes]:
-        """All leaves of a boundary's row; then the path of its root, and the signed hash with its
-        path."""
-        count = block_count(step.row.stop, "i8")
-        slots = self.layout.slots(self.program, step.row)
-        leaves = [
-            self.holdings.leaf(self.cell, step.row, number, slot)
-            for number, slot in enumerate(slots)
-        ]
-        climb = self.holdings.climb(self.cell, slots[0], leaves[0])
-        path = b"".join(sibling or b"" for _, sibling in climb[depth_of(count) :])
-        row = RowRef(step.side, step.position)
-        return b"".join(leaves), path + self._source(row)
 
     def _source(self, source: Source) -> bytes:
         if isinstance(source, TokenRef):

@@ -20,19 +20,21 @@ import binascii
 from typing import Annotated, Literal
 
 import msgspec
+import numpy as np
 from msgspec import UNSET, Meta
 
-from unisono.errors import PeerCheating, ReceiptError
+from unisono.errors import ReceiptError
+from unisono.models.rows import INTEGER, hash_of
 from unisono.types import GenerationRequest, NodeId, canonical, digest, request_hash
 from unisono.verification.openings import Field, Tile
 from unisono.verification.verdict import Fault, Verdict, fault_of
 from unisono.wire.bounds import MAX_POSITIONS, Hash, Model, Natural, Node, Position
-from unisono.wire.claims import RETENTION_EPOCHS, TAG_BYTES, HopClaim, row_hash, token_hash
+from unisono.wire.claims import RETENTION_EPOCHS, TAG_BYTES, HopClaim, token_hash
 from unisono.wire.identity import Identity, verify_signature
 from unisono.wire.mountain_range import RowProof
-from unisono.wire.rows import NARROW, WIDE, decode_rows
+from unisono.wire.rows import VALUE_LIMIT
 
-VERSION = 1
+VERSION = 2
 MAX_BYTES = 8 << 20
 """Of a file: two claims over `MAX_POSITIONS` positions, and some room."""
 MAX_WITNESSES = 64
@@ -81,7 +83,7 @@ class BadRow(EvidenceBase, frozen=True):
     side: Side
     row: OpenedRow
     encoded: bytes = b""
-    """The row itself, if it is what is wrong."""
+    """The bytes whose hash was signed, if they are what is wrong: of a row 8 for each integer."""
     hidden: Field | None = None
     """The model's `config/hidden_size`, needed to judge `encoded`."""
     request: GenerationRequest | None = None
@@ -335,7 +337,7 @@ def _judge_row(evidence: BadRow) -> Verdict:
 
 def _judge_encoded(evidence: BadRow, at: int) -> Verdict:
     claim, field, encoded = evidence.claim, evidence.hidden, evidence.encoded
-    if row_hash(encoded) != evidence.row.hash:
+    if hash_of(encoded) != evidence.row.hash:
         return _nothing("the row's bytes do not have the opened hash")
     if evidence.side == "in" and claim.hop == 0:
         return _nothing("what goes into the first hop are tokens, not rows")
@@ -344,13 +346,20 @@ def _judge_encoded(evidence: BadRow, at: int) -> Verdict:
         return _nothing("the model's hidden size is not opened beside the row")
     if not field.check(claim.model):
         return _nothing("the hidden size does not open under the model id of the claim")
-    try:
-        width = WIDE if len(encoded) == WIDE * hidden else NARROW
-        decode_rows(bytes([width]), encoded, hidden)
-    except PeerCheating as error:
-        message = f"{_named(claim)} signed bytes at position {at} that are no row: {error}"
+    problem = _row_problem(encoded, hidden)
+    if problem is not None:
+        message = f"{_named(claim)} signed bytes at position {at} that are no row: {problem}"
         return _convicted(fault_of(claim, "wrong_row", message, at))
     return _nothing("the row is a canonical one; whether it is right, only a replay shows")
+
+
+def _row_problem(data: bytes, hidden: int) -> str | None:
+    if len(data) != INTEGER * hidden:
+        return f"a row of {hidden} values has {INTEGER * hidden} bytes; got {len(data)}"
+    values = np.frombuffer(data, "<i8")
+    if int(values.min()) <= -VALUE_LIMIT or int(values.max()) >= VALUE_LIMIT:
+        return "a value has magnitude 2^43 or more"
+    return None
 
 
 def _judge_prompt(

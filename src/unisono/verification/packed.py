@@ -23,7 +23,8 @@ from unisono.types import (
 from unisono.verification.receipt import MAX_BYTES, VERSION, Receipt
 from unisono.wire.claims import HopClaim, rows_root, token_hash, tokens_root
 
-MAGIC = b"UNR\x01"
+MAGIC = b"UNR"
+_START = MAGIC + bytes([VERSION])
 """First bytes of a packed receipt: no JSON begins so."""
 
 
@@ -70,7 +71,7 @@ def pack(receipt: Receipt) -> bytes:
             votes of a quorum.
     """
     try:
-        data = MAGIC + canonical(_packed(receipt))
+        data = _START + canonical(_packed(receipt))
         if unpack(data) == receipt:
             return data
     except (ValueError, OverflowError, IndexError, ReceiptError):
@@ -87,14 +88,19 @@ def unpack(data: bytes) -> Receipt:
     Raises:
         ReceiptError: it is too large, or none.
     """
-    if len(data) > MAX_BYTES or data[: len(MAGIC)] != MAGIC:
+    start = data[: len(_START)]
+    if start != _START and start[:-1] == MAGIC:
+        raise ReceiptError(
+            f"the packed receipt has version {start[-1]}; this program reads version {VERSION}"
+        )
+    if len(data) > MAX_BYTES or start != _START:
         raise ReceiptError(f"not a packed receipt of at most {MAX_BYTES >> 20} MiB")
     try:
-        packed = msgspec.msgpack.decode(data[len(MAGIC) :], type=_Packed)
+        packed = msgspec.msgpack.decode(data[len(_START) :], type=_Packed)
         receipt = _unpacked(packed)
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError, OverflowError) as error:
         raise ReceiptError(f"not a packed receipt: {error}") from error
-    if MAGIC + canonical(packed) != data:
+    if _START + canonical(packed) != data:
         raise ReceiptError("the packed receipt is not in its canonical encoding")
     return receipt
 

@@ -16,7 +16,7 @@ from unisono.wire.ensemble import Ensemble
 from unisono.wire.identity import Identity, verify_signature
 from unisono.wire.votes import Quorum
 
-VERSION = 1
+VERSION = 2
 MAX_BYTES = 16 << 20
 
 

@@ -15,14 +15,14 @@ from msgspec import UNSET
 from unisono.errors import CorruptModel
 from unisono.models.decoder import Decoder, Draw, Rows, Segment, make_decoder
 from unisono.models.loading import load_block
+from unisono.models.rows import row_hashes
 from unisono.models.store import ModelStore, StoredModel
 from unisono.types import Distribution, LayerRange
 from unisono.verification.ensemble import check_choices, check_distributions, parts
 from unisono.verification.form import check_form
 from unisono.verification.receipt import Receipt
 from unisono.verification.verdict import Fault, Verdict, fault_of
-from unisono.wire.claims import TAG_BYTES, HopClaim, row_hash, rows_root
-from unisono.wire.rows import encode_rows
+from unisono.wire.claims import TAG_BYTES, HopClaim, rows_root
 
 _ROWS = 256
 """Rows of one step of the replay."""
@@ -112,8 +112,7 @@ def _replay(
         decoder = make_decoder(model.manifest.config, load_block(model, claim.layers))
         try:
             rows = _forward(decoder, tokens if rows is None else rows)
-            _, encoded = encode_rows(rows)
-            outgoing = [row_hash(row) for row in encoded]
+            outgoing = row_hashes(rows)
             if confirmed is not None and claim.rows_in != confirmed.rows_out:
                 return _wrong_input(confirmed, claim)
             if claim.rows_out != rows_root(outgoing) or claim.out_tags != b"".join(

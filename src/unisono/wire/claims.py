@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from unisono.merkle import leaf_hash
 from unisono.types import LayerRange, ModelId, NodeId, SessionId, canonical, digest
 from unisono.wire.identity import Identity, verify_signature
 from unisono.wire.mountain_range import rows_root as rows_root
@@ -25,10 +24,11 @@ TAG_BYTES = 3
 class HopClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A hop's signed statement: these rows came in, these went out.
 
-    Rows are hashed in their canonical encoding (`wire.rows`), one SHA-256 per position; a Merkle
-    mountain range over them has the roots (`wire.mountain_range`), so that single positions can
-    be opened. The first hop's rows in are token ids. A node signs before it can know what will
-    be checked: audits are drawn from the beacon of an epoch after the one that is signed here.
+    A row's hash is the root of a tree over its integers (`models.rows`); a Merkle mountain range
+    over the hashes of all positions has the roots here (`wire.mountain_range`), so that single
+    positions can be opened. The first hop's rows in are token ids. A node signs before it can know
+    what will be checked: audits are drawn from the beacon of an epoch after the one that is signed
+    here.
     """
 
     session: SessionId
@@ -56,7 +56,7 @@ class HopClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def signed_bytes(self) -> bytes:
         """What the signature covers: everything else."""
-        return digest("claim/2", canonical(msgspec.structs.replace(self, signature=b"")))
+        return digest("claim/3", canonical(msgspec.structs.replace(self, signature=b"")))
 
     def signed_by(self, identity: Identity) -> HopClaim:
         """The same claim with the hop's signature."""
@@ -65,11 +65,6 @@ class HopClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def signature_is_good(self) -> bool:
         """Whether the node that the claim names signed these contents."""
         return verify_signature(self.node, self.signed_bytes(), self.signature)
-
-
-def row_hash(encoded: bytes | memoryview) -> bytes:
-    """SHA-256 of one row in its canonical encoding."""
-    return hashlib.sha256(encoded).digest()
 
 
 def epoch_at(seconds: float, length: int = EPOCH_SECONDS) -> int:
@@ -88,5 +83,5 @@ def tokens_root(tokens: tuple[int, ...] | list[int]) -> str:
 
 
 def token_hash(token: int) -> bytes:
-    """Hash of the first hop's row in: one token id, little-endian, 4 bytes."""
-    return row_hash(token.to_bytes(4, "little"))
+    """Hash of the first hop's row in: a tree of one leaf, the token id, little-endian, 4 bytes."""
+    return leaf_hash(token.to_bytes(4, "little"))

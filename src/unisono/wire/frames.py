@@ -2,7 +2,7 @@
 
     offset  size  field
     0       2     magic, "UN"
-    2       1     version, 1
+    2       1     version, 2
     3       1     flags, 0
     4       4     header length, little-endian
     8       4     body length, little-endian
@@ -22,7 +22,8 @@ from unisono.errors import PeerCheating
 from unisono.wire.messages import Message
 
 MAGIC = b"UN"
-VERSION = 1
+VERSION = 2
+"""Changes with what nodes sign, too: others would see false claims where there is an old form."""
 FRAME_PREFIX = 12
 """Bytes before the header."""
 MAX_HEADER = 16 << 10

@@ -1,7 +1,7 @@
 """The Merkle mountain range over the rows of an answer: what the roots in a claim stand for.
 
-Leaf p is the hash of the row at position p (`wire.claims.row_hash`). The tree is that of
-`unisono.merkle`, sealed under the domain `rows/2` with the number of positions.
+Leaf p is the hash of the row at position p (`models.rows`). The tree is that of
+`unisono.merkle`, sealed under the domain `rows/3` with the number of positions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from unisono.merkle import HASH_BYTES, Accumulator, Tree, leaf_hash, path_length
 from unisono.types import is_hex
 from unisono.wire.bounds import MAX_POSITIONS
 
-DOMAIN = "rows/2"
+DOMAIN = "rows/3"
 _HEADER_BYTES = 16
 MAX_PROOF_BYTES = _HEADER_BYTES + HASH_BYTES * (1 + MAX_POSITIONS.bit_length())
 

@@ -1,4 +1,4 @@
-"""The canonical bytes of activation rows: what crosses a hop, and what claims hash.
+"""The canonical bytes of activation rows: how they are sent, kept and shown.
 
 A row is `hidden` integers. It is written as little-endian int32 if every value fits, as
 little-endian int64 otherwise; so each row has exactly one encoding.
@@ -27,8 +27,8 @@ def encode_rows(rows: NDArray[np.int64]) -> tuple[bytes, list[memoryview]]:
     """Encode rows of shape [n, hidden].
 
     Returns:
-        The width of each row (one byte each: 4 or 8), and the bytes of each row. Joined,
-        the latter are the body of a `Rows` message; alone, they are what `row_hash` takes.
+        The width of each row (one byte each: 4 or 8), and the bytes of each row, which joined
+        are the body of a message. What claims have of rows is `models.rows.row_hashes`.
 
     Raises:
         ValueError: not two dimensions, or a value of magnitude 2^43 or more.

@@ -12,7 +12,7 @@ from unisono.verification.fraud import sampling_steps as choice
 from unisono.verification.fraud.descriptors import Leaf, variant_of
 from unisono.verification.fraud.parameters import KINDS
 from unisono.verification.fraud.program import HopProgram, Tensor
-from unisono.verification.fraud.steps import Cell, Exponent, Ref, Rows, Step, own
+from unisono.verification.fraud.steps import Cell, Exponent, RootRef, Rows, Step
 
 
 def words(leaf: Leaf) -> list[int]:
@@ -120,12 +120,12 @@ def read_embed(r: Reader) -> Step:
 
 
 def read_boundary(r: Reader) -> Step:
-    place, size, before, side = r.take(4)
+    place, before, side = r.take(3)
     if before:
         assert place == 4
-        ref = Ref(Cell(r.cell.stage - 1, r.cell.position), "row", 0, size)
+        ref = RootRef(Cell(r.cell.stage - 1, r.cell.position), "row")
     else:
-        ref = own(r.names[place], 0, size)
+        ref = RootRef(None, r.names[place])
     return layer.Boundary(ref, ("in", "out")[side], r.cell.position)
 
 

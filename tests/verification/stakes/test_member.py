@@ -12,13 +12,14 @@ import pytest
 from tests.verification.stakes.audits import EPOCH, World, identity
 from unisono.clock import VirtualClock
 from unisono.errors import PeerCheating
+from unisono.models.rows import row_hashes
 from unisono.types import LayerRange, ModelId, NodeId
 from unisono.verification.stakes import member as members
 from unisono.verification.stakes.member import MAX_TASKS, Member
 from unisono.verification.stakes.register import MemoryRegister
 from unisono.verification.stakes.rows import rows_after
 from unisono.verification.stakes.work import ReplayWork
-from unisono.wire.claims import row_hash, rows_root
+from unisono.wire.claims import rows_root
 from unisono.wire.frames import decode_frame
 from unisono.wire.messages import Refused
 from unisono.wire.rows import encode_rows
@@ -137,7 +138,7 @@ async def test_rows_count_only_if_they_are_those_that_were_signed() -> None:
     auditor = hub.transport(bench.world.auditor)
     await auditor.bind()
     expected = np.repeat(2 * np.arange(3)[:, None], HIDDEN, axis=1)
-    root = rows_root([row_hash(r) for r in encode_rows(expected)[1]])
+    root = rows_root(row_hashes(expected))
     body = np.arange(3, dtype="<u4").tobytes()
     try:
         for wanted, found in ((root, True), ("ab" * 32, False)):

@@ -92,14 +92,7 @@ BIASES: constant(uint256) = 6  # a space of this contract's own: the request's l
 TILE: constant(uint256) = 640
 VECTOR_TILE: constant(uint256) = 64
 GROUP: constant(uint256) = 32
-# Of a word of four integers: a 1 in each, and the lower halves of all.
-LANES: constant(uint256) = max_value(uint256) // (2**64 - 1)
-LOWER: constant(uint256) = max_value(uint256) // (2**64 - 1) * (2**32 - 1)
-# Of a little-endian integer as it is read: bits 43 to 63, and the bytes of -2**43.
-HIGH: constant(uint256) = 16318463  # 0xf8ffff
-LEAST: constant(uint256) = 16252928  # 0xf80000
 Q16: constant(int256) = 65536
-MAX_ROW: constant(uint256) = 65536  # bytes of a row whose boundary can be judged in one step
 
 # keccak256 of the error "wrong": what referees say to numbers that no honest trace has.
 WRONG: constant(bytes32) = 0xb354ea9f33e1825fb8daa09386a0fd24b2fde7bf1db74fc523adda692579bcdf
@@ -114,7 +107,7 @@ PARTIAL: constant(Bytes[4]) = method_id(
 TREE: constant(uint256) = 0  # integers, in a tree of fixed shape
 MATRIX: constant(uint256) = 1  # weights, then multipliers
 VECTOR: constant(uint256) = 2
-TOKEN_HASH: constant(uint256) = 3  # the tree of rows holds the hash of a token
+TOKEN_HASH: constant(uint256) = 3  # a row that is a token: its hash is in the tree of rows
 
 
 struct Shape:
@@ -210,11 +203,9 @@ def prove(
                     slice(data, at, size), Bytes[openings.MAX_LEAF]
                 )
                 at += size
-                node: bytes32 = empty(bytes32)
+                node: bytes32 = sha256(concat(b"\x00", leaf))
                 if shape.form == TOKEN_HASH:
-                    node = sha256(concat(b"\x00", sha256(leaf)))
-                else:
-                    node = sha256(concat(b"\x00", leaf))
+                    node = sha256(concat(b"\x00", node))
                 place: uint256 = shape.place + number
                 last: uint256 = shape.last
                 for level: uint256 in range(shape.depth, bound=openings.MAX_DEPTH):
@@ -227,7 +218,7 @@ def prove(
                     place = place >> 1
                     last = last >> 1
                 if shape.form == TOKEN_HASH:
-                    node = openings.sealed("rows/2", facts.positions, node)
+                    node = openings.sealed("rows/3", facts.positions, node)
                 elif shape.form != TREE:
                     node = openings.sealed("tensor/1", tensor.weight_tiles, node)
                 assert node == shape.root, "not what was committed to"
@@ -338,87 +329,31 @@ def prove_boundary(
     tensor: dispute.Tensor,
     inputs: DynArray[uint256, dispute.MAX_INPUTS],
     p: DynArray[int256, steps.SHORT],
-    row: Bytes[MAX_ROW],
     data: Bytes[dispute.MAX_DATA],
 ):
     """
     @notice The same where a row of the grid is compared with the one that was signed at the hop's
-        entry or exit
-    @param row All leaves of the row's tensor: `hidden` integers of 8 bytes
-    @param data The path of the row's root in its tree, the signed hash, and its path
+        entry or exit. What is signed of a row is the root over its elements, under which the grid
+        has it: no element is opened, however many there are.
+    @param data The row's root and the path to what was committed to; the signed hash and its path
     """
     self._check(state, facts, tensor, inputs, p)
     assert tensor.kind == steps.BOUNDARY, "another kind of step"
-    assert len(row) == 8 * facts.hidden, "not the whole row"
-    assert facts.hidden % 32 == 0, "a row of broken leaves"  # none is: a group has 32 weights
-    leaves: DynArray[bytes32, MAX_ROW // 256] = []
-    narrow: DynArray[uint256, MAX_ROW // 64] = []
-    fits: bool = True  # every integer in 4 bytes
-    bounded: bool = True  # every magnitude below 2**43
-    half: uint256 = 0
-    for k: uint256 in range(len(row) // 256, bound=MAX_ROW // 256):
-        words: bytes32[8] = empty(bytes32[8])
-        for n: uint256 in range(8):
-            # four little-endian integers
-            word: uint256 = extract32(row, 256 * k + 32 * n, output_type=uint256)
-            words[n] = convert(word, bytes32)
-            # the upper half of each repeats the lower one's sign, or it does not fit
-            if word & LOWER != unsafe_mul((word >> 39) & LANES, 2**32 - 1):
-                fits = False
-                signs: uint256 = unsafe_mul((word >> 7) & LANES, HIGH)
-                # in no lane is -2**43
-                rest: uint256 = word ^ unsafe_mul(LANES, LEAST)
-                least: uint256 = unsafe_sub(rest, LANES) & ~rest & (LANES << 63)
-                bounded = bounded and word & unsafe_mul(LANES, HIGH) == signs and least == 0
-            elif fits:
-                x: uint256 = word >> 32
-                x = (
-                    (x & (2**32 - 1))
-                    | ((x >> 32) & ((2**32 - 1) << 32))
-                    | ((x >> 64) & ((2**32 - 1) << 64))
-                    | ((x >> 96) & ((2**32 - 1) << 96))
-                )
-                if n & 1 == 0:
-                    half = x << 128
-                else:
-                    narrow.append(half | x)
-        leaves.append(
-            sha256(
-                concat(
-                    b"\x00",
-                    words[0],
-                    words[1],
-                    words[2],
-                    words[3],
-                    words[4],
-                    words[5],
-                    words[6],
-                    words[7],
-                )
-            )
-        )
-    # the row as claims have it (`wire/rows.py`): in 4 bytes per integer if all fit, else in 8
-    encoded: bytes32 = empty(bytes32)
-    if fits:
-        packed: Bytes[MAX_ROW // 2 + 64] = abi_encode(narrow)
-        encoded = sha256(slice(packed, 64, len(row) // 2))
-    elif bounded:
-        encoded = sha256(row)
-    root: bytes32 = self._root(leaves)
-    at: uint256 = 0
-    node: bytes32 = empty(bytes32)
     place: uint256 = convert(p[0], uint256)
     depth: uint256 = openings.depth_of(state.tensors)
     committed: bytes32 = state.trace
-    if p[2] != 0:
+    if p[1] != 0:
         committed = state.grid
         if state.stage == 1:
             place = 0
         place, depth = self._grid_place(facts, state.stage - 1, state.position, place)
-    node, at = openings.climb(data, 0, root, place, (1 << depth) - 1, depth)
+    root: bytes32 = extract32(data, 0)
+    node: bytes32 = empty(bytes32)
+    at: uint256 = 0
+    node, at = openings.climb(data, 32, root, place, (1 << depth) - 1, depth)
     assert node == committed, "not what was committed to"
     signed: bytes32 = facts.rows_in
-    if p[3] != 0:
+    if p[2] != 0:
         signed = facts.rows_out
     hash: bytes32 = extract32(data, at)
     node, at = openings.climb(
@@ -429,9 +364,9 @@ def prove_boundary(
         facts.positions - 1,
         openings.depth_of(facts.positions),
     )
-    assert openings.sealed("rows/2", facts.positions, node) == signed, "not what was signed"
+    assert openings.sealed("rows/3", facts.positions, node) == signed, "not what was signed"
     assert at == len(data), "more was opened than is needed"
-    extcall Court(court).rule(state, msg.sender, state.asserted == 1 and encoded == hash)
+    extcall Court(court).rule(state, msg.sender, state.asserted == 1 and root == hash)
 
 
 @internal
@@ -563,29 +498,6 @@ def _grid_place(
     bits: uint256 = openings.depth_of(facts.positions)
     place: uint256 = (((stage << bits) | position) << below) | kept
     return place, openings.depth_of(stages) + bits + below
-
-
-@internal
-@pure
-def _root(leaves: DynArray[bytes32, MAX_ROW // 256]) -> bytes32:
-    """
-    @notice The root of a tree of fixed shape
-    """
-    nodes: DynArray[bytes32, MAX_ROW // 256] = leaves
-    gap: bytes32 = empty(bytes32)
-    count: uint256 = len(nodes)
-    for level: uint256 in range(openings.depth_of(count), bound=8):
-        for i: uint256 in range(128):
-            k: uint256 = 2 * i
-            if k >= count:
-                break
-            right: bytes32 = gap
-            if k + 1 < count:
-                right = nodes[k + 1]
-            nodes[i] = sha256(concat(b"\x01", nodes[k], right))
-        count = (count + 1) // 2
-        gap = sha256(concat(b"\x01", gap, gap))
-    return nodes[0]
 
 
 @internal

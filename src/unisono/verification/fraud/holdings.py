@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from unisono import merkle
 from unisono.merkle import node_hash
 from unisono.models import tiles
+from unisono.models.rows import row_hashes
 from unisono.models.weights import BlockWeights
 from unisono.numerics.tensors import Matrix, Vector
-from unisono.verification.fraud.layer_steps import row_digest
 from unisono.verification.fraud.referee import Layout, Slot
 from unisono.verification.fraud.steps import (
     Cell,
     InputRef,
     Ref,
+    RootRef,
     RowRef,
     Source,
     Step,
@@ -30,14 +30,6 @@ from unisono.verification.fraud.steps import (
 from unisono.verification.fraud.trace import CellTrace, Grid, Material, cell_trace, compute_kept
 from unisono.verification.fraud.tree import per_block
 from unisono.wire.claims import token_hash
-
-
-def hashes_of(rows: NDArray[np.int64]) -> list[bytes]:
-    """Per row its hash, 32 bytes, as claims have it."""
-    return [
-        b"".join(part.to_bytes(4, "big") for part in row_digest([int(x) for x in row.tolist()]))
-        for row in rows
-    ]
 
 
 @dataclass(slots=True)
@@ -54,8 +46,8 @@ class Signed:
         if hop.first:
             received = [token_hash(token) for token in tokens[: hop.positions]]
         else:
-            received = hashes_of(grid.kept[0, "row"])
-        return cls(received, hashes_of(grid.kept[hop.stages - 2, "row"]))
+            received = row_hashes(grid.kept[0, "row"])
+        return cls(received, row_hashes(grid.kept[hop.stages - 2, "row"]))
 
 
 def tensor_of(weights: BlockWeights, name: str) -> Matrix | Vector | None:
@@ -177,6 +169,8 @@ class Holdings:
         if isinstance(source, RowRef):
             rows = self.signed.rows_in if source.side == "in" else self.signed.rows_out
             return rows[source.position]
+        if isinstance(source, RootRef):
+            return self.node(cell, slot.tree, slot.depth, slot.place)
         if isinstance(source, WeightRef):
             tree, parts = self.trees.of(source.tensor)
             each = len(tree) // parts[0].shape[0] if len(parts) == 2 else len(tree)

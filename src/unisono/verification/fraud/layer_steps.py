@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from unisono.numerics.scalar.fixed import align, clamp, in_range, round_shift, square_root
 from unisono.numerics.scalar.layers import (
     GROUP,
@@ -19,7 +17,7 @@ from unisono.verification.fraud.steps import (
     FEW,
     Exponent,
     InputRef,
-    Ref,
+    RootRef,
     RowRef,
     Rows,
     Source,
@@ -32,8 +30,6 @@ from unisono.verification.fraud.steps import (
     own,
     reduced,
 )
-from unisono.wire.claims import row_hash
-from unisono.wire.rows import encode_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,21 +336,15 @@ class Embed(Step):
         return total[0]
 
 
-def row_digest(values: list[int]) -> list[int]:
-    """The hash of a residual row as claims have it, as 8 integers of 32 bits."""
-    _, encoded = encode_rows(np.array([values], dtype=np.int64))
-    digest = row_hash(encoded[0])
-    return [int.from_bytes(digest[k : k + 4], "big") for k in range(0, 32, 4)]
-
-
 @dataclass(frozen=True, slots=True)
 class Boundary(Step):
     """Whether a row of the grid is the one that the hop signed at its entry or exit: 1.
 
-    The only step with as many inputs as a row has elements: the signed hash covers all."""
+    What is signed of a row is the root over its elements (`models.rows`), so that two hashes are
+    compared, however wide the row is."""
 
     kind: ClassVar[str] = "boundary"
-    row: Ref
+    row: RootRef
     side: str
     position: int
 
@@ -362,6 +352,6 @@ class Boundary(Step):
         return self.row, RowRef(self.side, self.position)
 
     def finish(self, i: int, value: int, total: Total, fixed: Values) -> int:
-        if row_digest(list(fixed[0])) != list(fixed[1]):
+        if list(fixed[0]) != list(fixed[1]):
             raise Wrong(f"the row {self.side} at position {self.position} is not what was signed")
         return 1

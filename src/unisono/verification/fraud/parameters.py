@@ -181,7 +181,7 @@ def _layer(w: _Writer, step: Step) -> bool:
         case layer.Boundary(row, side):
             here = row.cell is None
             w.numbers(w.place(row.tensor) if here else ROW_BEFORE)
-            w.numbers(row.stop, int(not here), _SIDES[side])
+            w.numbers(int(not here), _SIDES[side])
         case _:
             return False
     return True

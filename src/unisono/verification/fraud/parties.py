@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from unisono.types import canonical
 from unisono.verification.fraud.game import Game
 from unisono.verification.fraud.holdings import Holdings
@@ -16,6 +18,7 @@ from unisono.verification.fraud.moves import (
     Opening,
     Reveal,
     Split,
+    Subject,
     encode_move,
     room,
 )
@@ -24,6 +27,7 @@ from unisono.verification.fraud.referee import Hashes, Slot, parts_of
 from unisono.verification.fraud.steps import Cell, Total
 from unisono.verification.fraud.tree import HASH
 from unisono.verification.verdict import Fault
+from unisono.wire.claims import TAG_BYTES, HopClaim
 from unisono.wire.identity import Identity
 
 _OVERHEAD = 16
@@ -145,6 +149,24 @@ def target_of(fault: Fault, hop: HopProgram) -> Target | None:
         return Cell(hop.stages - 1, fault.position), "sent"
     if fault.kind == "sampling":
         return Cell(hop.stages - 1, fault.position - 1), "chosen"
+    return None
+
+
+def first_other_row(claim: HopClaim, holdings: Holdings) -> Target | None:
+    """Where a claim signs another row than these holdings have, as its tags show; else None."""
+    size = TAG_BYTES
+    for position, honest in enumerate(holdings.signed.rows_out):
+        if claim.out_tags[size * position : size * (position + 1)] != honest[:size]:
+            return Cell(holdings.hop.stages - 1, position), "sent"
+    return None
+
+
+def first_other_token(subject: Subject, hop: HopProgram, drawn: Sequence[int]) -> Target | None:
+    """Where the answer has another token than is drawn after its rows; else None."""
+    first = len(subject.request.prompt) - 1
+    for place, (given, honest) in enumerate(zip(subject.tokens, drawn, strict=True)):
+        if given != honest:
+            return Cell(hop.stages - 1, first + place), "chosen"
     return None
 
 

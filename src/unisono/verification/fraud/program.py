@@ -19,7 +19,7 @@ from unisono.types import Q16, LayerRange, Sampling
 from unisono.verification.fraud import attention_steps as attention
 from unisono.verification.fraud import layer_steps as layer
 from unisono.verification.fraud import sampling_steps as choice
-from unisono.verification.fraud.steps import Cell, Exponent, Ref, Rows, Step, own
+from unisono.verification.fraud.steps import Cell, Exponent, RootRef, Rows, Step
 from unisono.verification.fraud.tree import Format, block_count, depth_of
 
 RESIDUAL = Exponent(-20)
@@ -186,15 +186,13 @@ class _Builder:
             self.put("row", c.hidden_size, embed)
         else:
             self.put("row", c.hidden_size, None)
-            row = own("row", 0, c.hidden_size)
-            self.put("received", 1, layer.Boundary(row, "in", position))
+            self.put("received", 1, layer.Boundary(RootRef(None, "row"), "in", position))
 
     def exit(self) -> None:
         c, position = self.config, self.cell.position
         before = Cell(self.cell.stage - 1, position)
         row = Rows("row", 1, c.hidden_size, RESIDUAL, before)
-        sent = Ref(before, "row", 0, c.hidden_size)
-        self.put("sent", 1, layer.Boundary(sent, "out", position))
+        self.put("sent", 1, layer.Boundary(RootRef(before, "row"), "out", position))
         if self.hop.last and position >= self.hop.prompt - 1:
             self.choose(row)
 

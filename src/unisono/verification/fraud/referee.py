@@ -14,10 +14,12 @@ from unisono.merkle import leaf_hash, node_hash, seal
 from unisono.models import tiles
 from unisono.numerics.tensors import GROUP
 from unisono.verification.fraud.moves import Opening, Subject
-from unisono.verification.fraud.program import HopProgram, Program
+from unisono.verification.fraud.program import HopProgram, Program, Tensor
 from unisono.verification.fraud.steps import (
     SPLIT,
     InputRef,
+    Ref,
+    RootRef,
     RowRef,
     Source,
     Step,
@@ -36,7 +38,6 @@ from unisono.verification.fraud.tree import (
     per_block,
 )
 from unisono.wire import mountain_range
-from unisono.wire.claims import row_hash
 
 TOKEN_BYTES = 4
 _ROW_DOMAIN = mountain_range.DOMAIN
@@ -52,12 +53,19 @@ class Slot(NamedTuple):
     """The index of the last leaf of the tree at this depth."""
     size: int
     """Bytes of the leaf."""
-    form: Literal["leaf", "token"] = "leaf"
-    """`token`: what the tree holds is the hash of these bytes."""
+    form: Literal["leaf", "token", "node"] = "leaf"
+    """`token`: the leaf is the hash of a row that has no more than these bytes. `node`: there is no
+    leaf here but a tree's top, and these bytes are its hash."""
 
     def hash(self, payload: bytes) -> bytes:
-        """The leaf's hash."""
-        return leaf_hash(payload if self.form == "leaf" else row_hash(payload))
+        """What the tree holds at this place."""
+        match self.form:
+            case "leaf":
+                return leaf_hash(payload)
+            case "token":
+                return leaf_hash(leaf_hash(payload))
+            case "node":
+                return payload
 
 
 class Sealed(NamedTuple):
@@ -171,22 +179,26 @@ class Layout:
             return (Slot(tree, depth_of(last + 1), source.position, last, HASH),)
         if isinstance(source, WeightRef):
             return self._weights(source)
-        span = source.start, source.stop
+        tree, tensor, depth, place = self._tensor(program, source)
+        if isinstance(source, RootRef):
+            return (Slot(tree, depth, place, (1 << depth) - 1, HASH, "node"),)
+        return self._blocks(tree, tensor, depth, place, (source.start, source.stop))
+
+    def _tensor(self, program: Program, source: Ref | RootRef) -> tuple[str, Tensor, int, int]:
+        """The tree that holds a tensor, the tensor, and its top's depth and place in that tree."""
         if source.cell is None:
             index = program.index[source.tensor]
-            tensor, depth = program.tensors[index], depth_of(len(program.tensors))
-            return self._blocks("trace", depth, index, tensor.size, int(tensor.format[1]), span)
+            return "trace", program.tensors[index], depth_of(len(program.tensors)), index
         kept = self.hop.kept(source.cell.stage)
         index = next(i for i, t in enumerate(kept) if t.name == source.tensor)
-        tensor, below = kept[index], depth_of(len(kept))
-        bits = depth_of(self.hop.positions)
+        below, bits = depth_of(len(kept)), depth_of(self.hop.positions)
         place = ((source.cell.stage << bits) | source.cell.position) << below | index
-        depth = self.hop.cell_depth + below
-        return self._blocks("grid", depth, place, tensor.size, int(tensor.format[1]), span)
+        return "grid", kept[index], self.hop.cell_depth + below, place
 
     def _blocks(
-        self, tree: str, depth: int, index: int, size: int, width: int, span: tuple[int, int]
+        self, tree: str, tensor: Tensor, depth: int, index: int, span: tuple[int, int]
     ) -> tuple[Slot, ...]:
+        size, width = tensor.size, int(tensor.format[1])
         each = BLOCK // width
         below = depth_of(-(-size // each))
         return tuple(
@@ -219,7 +231,7 @@ class Layout:
             return list(self.sequence[source.start : source.stop])
         if isinstance(source, InputRef):
             return [int.from_bytes(leaves[0], "little")]
-        if isinstance(source, RowRef):
+        if isinstance(source, RootRef | RowRef):
             data = leaves[0]
             return [int.from_bytes(data[k : k + 4], "big") for k in range(0, HASH, 4)]
         if isinstance(source, WeightRef):

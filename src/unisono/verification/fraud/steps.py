@@ -61,8 +61,16 @@ class TokenRef(NamedTuple):
     stop: int
 
 
+class RootRef(NamedTuple):
+    """The root over all elements of a tensor; 8 integers of 32 bits, the first ones highest."""
+
+    cell: Cell | None
+    """As of a `Ref`."""
+    tensor: str
+
+
 class RowRef(NamedTuple):
-    """The hash of the row at a position, as the hop signed it; 8 integers of 32 bits."""
+    """The hash of the row at a position, as the hop signed it: like a root."""
 
     side: str
     """`in` or `out`."""
@@ -75,7 +83,7 @@ class InputRef(NamedTuple):
     position: int
 
 
-Source = Ref | WeightRef | TokenRef | RowRef | InputRef
+Source = Ref | RootRef | WeightRef | TokenRef | RowRef | InputRef
 Values = Sequence[Sequence[int]]
 """The integers of some sources, in their order."""
 Total = tuple[int, ...]

@@ -24,7 +24,7 @@ from unisono.verification.fraud.moves import MAX_MOVE, Challenge, Subject
 from unisono.verification.verdict import Fault, FaultKind, Verdict
 from unisono.wire.identity import Identity, verify_signature
 
-VERSION = 1
+VERSION = 2
 MAX_BYTES = 8 << 20
 """Of a file: the manifest, prompt and answer are most of it."""
 MAX_MOVES = 256

@@ -10,10 +10,11 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from unisono.errors import ModelError, PeerCheating
+from unisono.models.rows import row_hashes
 from unisono.types import canonical
 from unisono.verification.fraud.moves import Challenge, Subject
 from unisono.wire.bounds import MAX_POSITIONS, TokenId
-from unisono.wire.claims import row_hash, rows_root
+from unisono.wire.claims import rows_root
 from unisono.wire.rows import decode_rows, encode_rows
 
 MAX_BYTES = 64 << 20
@@ -74,8 +75,7 @@ def checked_rows(subject: Subject, widths: bytes, body: bytes) -> Rows:
     if len(widths) > MAX_POSITIONS:
         raise PeerCheating(f"{len(widths)} rows")
     rows = decode_rows(widths, body, subject.manifest.config.hidden_size)
-    hashes = [row_hash(encoded) for encoded in encode_rows(rows)[1]]
-    if rows_root(hashes) != subject.claim.rows_in:
+    if rows_root(row_hashes(rows)) != subject.claim.rows_in:
         raise PeerCheating("these rows are not those that came in")
     return rows
 

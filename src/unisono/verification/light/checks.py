@@ -16,6 +16,7 @@ from unisono.errors import PeerCheating
 from unisono.merkle import HASH_BYTES
 from unisono.models import tiles
 from unisono.models.config import tensor_shapes
+from unisono.models.rows import row_hashes
 from unisono.numerics import residual
 from unisono.numerics.fixed import align, reduce_rows
 from unisono.numerics.linear import Matrix, from_numpy
@@ -25,7 +26,7 @@ from unisono.numerics.tensors import GROUP, INPUT_BITS, LOGIT_FRACTION
 from unisono.types import GenerationRequest
 from unisono.verification.light.field import PRODUCT_BITS
 from unisono.verification.light.grid import opens
-from unisono.verification.light.leaves import TRACE, leaf, memory_hashes, row_hashes
+from unisono.verification.light.leaves import TRACE, leaf, memory_hashes
 from unisono.verification.light.messages import (
     CellName,
     CellOpening,

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from unisono.merkle import leaf_hash
 from unisono.types import digest
 from unisono.verification.light.steps import KeysValues
-from unisono.wire.claims import row_hash
-from unisono.wire.rows import encode_rows
 
-TRACE = "light-trace/1"
+TRACE = "light-trace/2"
 """Domain of the tree over a trace: layer by layer, in each position by position."""
 
 
 def leaf(row: bytes, memory: bytes) -> bytes:
-    """Leaf hash of a cell in the trace: its row in, by `row_hash`, and what it leaves to later
+    """Leaf hash of a cell in the trace: its row in, by `models.rows`, and what it leaves to later
     positions, by `memory_hashes`."""
     return leaf_hash(row + memory)
 
@@ -34,11 +31,6 @@ def memory_hashes(held: KeysValues) -> list[bytes]:
     return [
         digest("light-memory/1", *(x[i].tobytes() for x in parts)) for i in range(len(parts[0]))
     ]
-
-
-def row_hashes(rows: NDArray[np.int64]) -> list[bytes]:
-    """Canonical hashes of residual rows [n, hidden]."""
-    return [row_hash(encoded) for encoded in encode_rows(rows)[1]]
 
 
 def _numpy(x: Tensor) -> NDArray[Any]:

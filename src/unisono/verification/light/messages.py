@@ -65,7 +65,7 @@ class TraceCommitment(MessageBase, frozen=True):
     signature: _Signature = b""
 
     def signed_bytes(self) -> bytes:
-        return digest("light-trace/1", canonical(msgspec.structs.replace(self, signature=b"")))
+        return digest("light-trace/2", canonical(msgspec.structs.replace(self, signature=b"")))
 
 
 class Challenge(MessageBase, frozen=True):

@@ -20,6 +20,7 @@ from unisono.models import tiles
 from unisono.models.config import DecoderConfig
 from unisono.models.constants import constants
 from unisono.models.decoder import Rows
+from unisono.models.rows import row_hashes
 from unisono.models.tiles import matrix_leaves
 from unisono.models.weights import BlockWeights, LayerWeights
 from unisono.numerics import residual, tensors
@@ -28,7 +29,7 @@ from unisono.numerics.linear import Matrix, Vector, from_numpy, product
 from unisono.numerics.norm import rms_norm
 from unisono.numerics.tensors import INPUT_BITS
 from unisono.verification.light.grid import Grid
-from unisono.verification.light.leaves import TRACE, leaf, memory_hashes, row_hashes
+from unisono.verification.light.leaves import TRACE, leaf, memory_hashes
 from unisono.verification.light.messages import (
     CellName,
     CellOpening,

@@ -12,12 +12,13 @@ from collections.abc import Iterable
 from unisono.clock import Clock
 from unisono.errors import PeerCheating, PeerRefused, WireError
 from unisono.models.decoder import Rows
+from unisono.models.rows import row_hashes
 from unisono.types import PeerAddress
 from unisono.verification.stakes.service import JOIN_SECONDS, within
-from unisono.wire.claims import row_hash, rows_root
+from unisono.wire.claims import rows_root
 from unisono.wire.frames import decode_frame, encode_frame
 from unisono.wire.messages import Refused
-from unisono.wire.rows import decode_rows, encode_rows
+from unisono.wire.rows import decode_rows
 from unisono.wire.transports.base import Transport
 from unisono.wire.verification_messages import RowsGiven, RowsTask
 
@@ -53,7 +54,7 @@ async def rows_after(
         except WireError as error:
             log.info("node %s… gives no rows: %s", holder.node[:8], error)
             continue
-        if rows_root([row_hash(row) for row in encode_rows(rows)[1]]) == root:
+        if rows_root(row_hashes(rows)) == root:
             return rows
         log.info("node %s… computes other rows than were signed", holder.node[:8])
     return None

@@ -15,9 +15,11 @@ import numpy as np
 from unisono.errors import PeerCheating
 from unisono.models.cache import SessionCache
 from unisono.models.decoder import Decoder, Draw, Rows, Segment
+from unisono.models.rows import row_hashes
 from unisono.types import LayerRange, ModelId, Sampling, digest
 from unisono.verification.stakes.lottery import draw_positions
-from unisono.wire.claims import row_hash, rows_root, token_hash, tokens_root
+from unisono.wire.claims import rows_root, token_hash, tokens_root
+from unisono.wire.jury_messages import JuryTask
 from unisono.wire.rows import decode_rows, encode_rows
 from unisono.wire.verification_messages import ReplayResult, ReplayTask, RowsTask, Ticket
 
@@ -69,7 +71,7 @@ class ReplayWork:
         """Hashes of the rows in, as the claim of the first hop has them."""
         if self.rows is None:
             return [token_hash(t) for t in self.tokens]
-        return [row_hash(row) for row in encode_rows(self.rows)[1]]
+        return row_hashes(self.rows)
 
     def result(
         self, encoded: Sequence[bytes | memoryview], tokens: Sequence[int], hashes: Sequence[bytes]
@@ -118,26 +120,60 @@ class ReplayWork:
         Raises:
             PeerCheating: the body is not what the task announces.
         """
-        size = task.token_bytes
-        if len(body) < size or (task.layers.start == 0 and len(body) != size):
-            raise PeerCheating(
-                f"a replay of {task.positions} positions came with {len(body)} bytes; expected "
-                f"{size} bytes of tokens{'' if task.layers.start == 0 else ' and then the rows'}"
-            )
-        tokens = np.frombuffer(bytes(body[:size]), dtype="<u4")
-        rows = None
-        if task.layers.start:
-            rows = decode_rows(task.widths, body[size:], hidden)
+        tokens, rows = _inputs(task, body, hidden)
         return cls(
             audit=task.audit,
             model=task.model,
             layers=task.layers,
             prompt=task.prompt,
-            tokens=tuple(int(t) for t in tokens),
+            tokens=tokens,
             rows=rows,
             sampling=task.sampling,
             sampled=draw_positions(task.ticket, task.positions),
         )
+
+    @classmethod
+    def seated(cls, task: JuryTask, body: bytes | memoryview, hidden: int) -> ReplayWork:
+        """Read a task of a case on a chain, as `of` does.
+
+        Raises:
+            PeerCheating: the body is not what the task announces.
+        """
+        tokens, rows = _inputs(task, body, hidden)
+        return cls(
+            audit=task.case,
+            model=task.model,
+            layers=task.layers,
+            prompt=task.prompt,
+            tokens=tokens,
+            rows=rows,
+            sampling=task.sampling,
+            sampled=(),
+        )
+
+
+def _inputs(
+    task: ReplayTask | JuryTask, body: bytes | memoryview, hidden: int
+) -> tuple[tuple[int, ...], Rows | None]:
+    """The tokens and rows of a task's body."""
+    size = task.token_bytes
+    if len(body) < size or (task.layers.start == 0 and len(body) != size):
+        raise PeerCheating(
+            f"a replay of {task.positions} positions came with {len(body)} bytes; expected "
+            f"{size} bytes of tokens{'' if task.layers.start == 0 else ' and then the rows'}"
+        )
+    tokens = np.frombuffer(bytes(body[:size]), dtype="<u4")
+    rows = decode_rows(task.widths, body[size:], hidden) if task.layers.start else None
+    return tuple(int(t) for t in tokens), rows
+
+
+@dataclass(frozen=True, slots=True)
+class Recomputed:
+    """What comes out of a replay, in the form that a claim has it."""
+
+    rows_out: str
+    tokens: tuple[int, ...]
+    """Drawn after the rows; empty of a block that does not end the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +255,18 @@ class Replayer(Protocol):
         ...
 
 
+class Recomputer(Protocol):
+    """Whatever computes for a member of a chain's committee."""
+
+    async def recompute(self, work: ReplayWork) -> Recomputed:
+        """Compute the rows and tokens of `work`.
+
+        Raises:
+            UnisonoError: as `Replayer.replay`.
+        """
+        ...
+
+
 def replay(decoder: Decoder, works: Sequence[ReplayWork]) -> list[ReplayResult]:
     """Replay tasks of one block on a decoder, their rows side by side in passes of `PASS_ROWS`.
 
@@ -235,6 +283,16 @@ def replay(decoder: Decoder, works: Sequence[ReplayWork]) -> list[ReplayResult]:
             batch = []
         batch.append(work)
     return results + (_replay_batch(decoder, batch) if batch else [])
+
+
+def recompute(decoder: Decoder, work: ReplayWork) -> Recomputed:
+    """The rows' root and the tokens of one task.
+
+    Raises:
+        UnisonoError: as `replay`.
+    """
+    rows = forward(decoder, work)
+    return Recomputed(rows_root(row_hashes(rows)), tuple(_tokens(decoder, work, rows)))
 
 
 def forward(decoder: Decoder, work: ReplayWork) -> Rows:
@@ -280,8 +338,7 @@ def _replay_batch(decoder: Decoder, works: Sequence[ReplayWork]) -> list[ReplayR
     for work, parts in zip(works, out, strict=True):
         rows = np.concatenate(parts)
         _, encoded = encode_rows(rows)
-        hashes = [row_hash(row) for row in encoded]
-        results.append(work.result(encoded, _tokens(decoder, work, rows), hashes))
+        results.append(work.result(encoded, _tokens(decoder, work, rows), row_hashes(rows)))
     return results
 
 
