@@ -31,15 +31,17 @@ test: .venv/installed-dev  ## the tests that a developer runs by habit
 test-slow: .venv/installed-dev  ## the tests with the real model and real processes
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
-test-nightly: .venv/installed-dev  ## 10,000 random sequences of every contract that holds coins: hours
-	@UNISONO_SEQUENCES=10000 $(BIN)/python -m pytest tests/settlement/test_conservation.py \
-	  tests/settlement/test_court_money.py tests/settlement/test_committee_conservation.py $(ARGS)
+test-nightly: .venv/installed-dev  ## 10,000 random sequences of every contract that holds coins
+	@UNISONO_SEQUENCES=10000 UNISONO_EVM=translated $(BIN)/python -m pytest \
+	  tests/settlement/test_conservation.py tests/settlement/test_court_money.py \
+	  tests/settlement/test_committee_conservation.py $(ARGS)
 
 ANVIL := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/unisono/anvil
-test-anvil: .venv/installed-dev  ## the tests of settlement on anvil, which npm fetches
+test-anvil: .venv/installed-dev  ## settlement, and disputes about a small model, on anvil: npm fetches it
 	@test -n "$$UNISONO_ANVIL" || test -d "$(ANVIL)/node_modules" || \
 	  npm install --silent --no-audit --no-fund --prefix "$(ANVIL)" @foundry-rs/anvil@1.7.1
-	@$(BIN)/python -m pytest tests/settlement -m anvil $(ARGS)
+	@$(BIN)/python -m pytest tests/settlement tests/scenarios/test_court.py -m anvil \
+	  -k "not default_model" $(ARGS)
 
 lint: .venv/installed-dev  ## style, types, direction of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/lint-imports

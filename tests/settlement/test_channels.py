@@ -141,6 +141,21 @@ def test_a_payee_can_let_the_payer_go_at_once(at: Deployed) -> None:
         redeem(at, 500)
 
 
+def test_every_change_is_told(at: Deployed) -> None:
+    ends = {"payer": PAYER.address, "payee": PAYEE, "epoch": 1}
+    deposit(at, 5)
+    close(at)
+    deposit(at, 1_000)
+    assert at.channels.events() == [("Deposited", {**ends, "amount": 1_000})]
+    redeem(at, 300, epoch=1)
+    assert at.channels.events() == [("Redeemed", {**ends, "amount": 300})]
+    at.channels.send(PAYER.address, "start_close", PAYEE)
+    closes = at.evm.time + CLOSE_SECONDS
+    assert at.channels.events() == [("Closing", {**ends, "closes": closes})]
+    at.channels.send(PAYEE, "release", PAYER.address)
+    assert at.channels.events() == [("Closed", {**ends, "refund": 700})]
+
+
 def test_the_contract_hashes_vouchers_as_wallets_do(at: Deployed) -> None:
     domain = channels_domain(at.evm.chain_id, at.channels.address)
     for epoch, cumulative in ((0, 1), (7, MAX_AMOUNT)):
@@ -296,6 +311,12 @@ def test_a_window_of_no_use_is_refused_at_deployment(at: Deployed, window: int) 
         at.evm.deploy(artifact("channels"), DEPLOYER, account(9), CLOSE_SECONDS)
 
 
+@pytest.mark.parametrize("window", [1, 90 * 86_400])
+def test_the_shortest_and_the_longest_window(at: Deployed, window: int) -> None:
+    made = at.evm.deploy(artifact("channels"), DEPLOYER, at.coin.address, window)
+    assert made.view("close_seconds") == window
+
+
 @pytest.fixture
 def hostile(compiled: Callable[[str], Artifact]) -> Deployed:
     """Contracts over a coin that misbehaves on demand."""
@@ -318,6 +339,7 @@ def test_a_coin_that_takes_a_fee_or_says_no_is_refused(hostile: Deployed) -> Non
     hostile.coin.send(STRANGER, "behave", 0, False, True)
     # Older coins answer nothing when all is well.
     assert redeem(hostile, 50) == 50
+    deposit(hostile, 100)
 
 
 @pytest.mark.parametrize("again", ["deposit", "redeem", "redeem_batch", "release", "channel"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.settlement.conftest import Compiled
-from tests.settlement.evm import Reverted
+from tests.settlement.evm import Evm, Reverted, account
 from tests.settlement.jury import (
     ACCUSED,
     BOND,
@@ -31,10 +32,12 @@ from tests.settlement.jury import (
     REMEMBERED,
     REVEAL,
     RULES,
+    SALT,
     STAKE,
     TO_CHALLENGER,
     TO_DEFENDER,
     TO_PAYER,
+    UNBOND_SECONDS,
     UNIT,
     WRONG,
     Jury,
@@ -42,9 +45,14 @@ from tests.settlement.jury import (
     jury,
     result,
 )
+from unisono.settlement.artifacts import artifact
 from unisono.settlement.claims import court_domain
 from unisono.settlement.committees import ABSTAIN, Outcome, Phase, commit_digest
 from unisono.settlement.signature import SettlementKey
+from unisono.types import EvmAddress
+from unisono.wire.claims import EPOCH_SECONDS
+
+ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +92,9 @@ def test_a_contradiction_that_nobody_contests_is_slashed_with_shares(world: Jury
     assert world.close(case, claim) == Outcome.CONVICTED
     assert world.stake()[:1] == (STAKE - PENALTY,)
     assert world.stake()[3] == 0
+    for opener in (OPENER, OTHER):
+        with pytest.raises(Reverted, match="convicted already"):
+            world.open(claim, 7, opener)
     gain = PENALTY * TO_CHALLENGER // 10_000
     assert world.balance(OPENER) == COINS - 3 * FEE + gain
     assert world.balance(PAYER) == PENALTY * TO_PAYER // 10_000
@@ -136,6 +147,59 @@ def test_half_of_the_seats_is_no_majority_even_if_all_others_are_absent(world: J
     assert world.balance(OPENER) == COINS - FEE
 
 
+def test_every_change_is_told(world: Jury) -> None:
+    told, claim = world.committee.events, world.claim()
+    case = world.open(claim)
+    of, accused = {"case": case}, ACCUSED.address
+    opened = {"claim": world.digest(claim), "operator": accused, "node": NODE, "opener": OPENER}
+    from_block = world.evm.block + DRAW_BLOCKS
+    assert told() == [("Opened", {**of, **opened, "seats": 3, "draws_from": from_block})]
+    mix, seated = b"\x21" * 32, list[Any]()
+    world.blocks(DRAW_BLOCKS + 1, mix)
+    while not world.committee.send(OTHER, "draw", case, header(from_block, mix)):
+        seated += told()
+    seated += told()
+    members = [world.committee.view("seat_of", case, k)[0][:2] for k in range(3)]
+    names = [{"operator": world.seats(case)[k], "node": members[k][0]} for k in range(3)]
+    assert seated == [("Seated", {**of, **names[k], "seat": k}) for k in range(3)]
+    for seat in range(3):
+        world.commit(case, seat, WRONG)
+        digest = commit_digest(case, world.seats(case)[seat], WRONG, SALT)
+        assert told() == [("Committed", {**of, "seat": seat, "digest": digest})]
+    for seat in range(3):
+        world.reveal(case, seat, WRONG)
+        assert told() == [("Revealed", {**of, "seat": seat, "result": WRONG})]
+    world.tally(case, claim)
+    until = {"deadline": world.evm.time + CONTEST}
+    assert told() == [("Contradicted", {**of, "operator": accused, "result": WRONG, **until})]
+    world.evm.pass_time(1)
+    world.committee.send(accused, "contest", case)
+    until = {"deadline": world.evm.time + CONTEST}
+    assert told() == [("Contested", {**of, "opener": OPENER, **until})]
+    world.court.send(OTHER, "set_game", world.game(claim, OPENER), LOST)
+    assert world.close(case, claim) == Outcome.ACQUITTED
+    assert told()[-1] == ("Closed", {**of, "outcome": Outcome.ACQUITTED})
+    fined = [event for event in told() if event[0] == "Fined"]
+    assert fined == [("Fined", {**of, "operator": n["operator"], "amount": FINE}) for n in names]
+    credited = Counter[Any]()
+    for name, event in told():
+        if name == "Credited":
+            credited[event["owner"]] += event["amount"]
+    for owner, amount in credited.items():
+        assert world.committee.view("credit", owner) == amount
+        world.committee.send(OTHER, "collect", owner)
+        assert told() == [("Collected", {"owner": owner, "amount": amount})]
+    assert credited[accused] == BOND
+    index = next(n for n, x in enumerate(MEMBERS) if x not in world.seats(case))
+    node = bytes((index + 1,)) * 32
+    place, _ = world.committee.view("place", node, MEMBERS[index])
+    world.committee.send(MEMBERS[index], "leave", node)
+    assert told() == [("Left", {"place": place})]
+    world.enrol(OTHER, b"\x71" * 32, 3)
+    enrolled = {"node": b"\x71" * 32, "operator": OTHER, "place": len(MEMBERS), "units": 3}
+    assert told() == [("Enrolled", enrolled)]
+
+
 # The court
 
 
@@ -146,6 +210,8 @@ def test_a_contested_verdict_needs_the_court_or_it_is_dropped(world: Jury) -> No
         world.committee.send(OTHER, "contest", case)
     world.committee.send(ACCUSED.address, "contest", case)
     world.evm.pass_time(CONTEST)
+    with pytest.raises(Reverted, match="another phase"):
+        world.committee.send(ACCUSED.address, "contest", case)
     with pytest.raises(Reverted, match="may go to the court"):
         world.close(case, claim)
     world.evm.pass_time(1)
@@ -154,6 +220,17 @@ def test_a_contested_verdict_needs_the_court_or_it_is_dropped(world: Jury) -> No
     assert world.balance(OPENER) == COINS - BOND - 3 * FEE
     assert world.balance(BURN) == 0
     assert world.stake()[:4] == (STAKE, 0, 0, 0)
+
+
+def test_the_accused_may_contest_until_the_end_of_the_window(world: Jury) -> None:
+    case = world.accused(world.claim())
+    world.evm.pass_time(CONTEST)
+    kept = world.evm.snapshot()
+    world.committee.send(ACCUSED.address, "contest", case)
+    world.evm.restore(kept)
+    world.evm.pass_time(1)
+    with pytest.raises(Reverted, match="too late"):
+        world.committee.send(ACCUSED.address, "contest", case)
 
 
 def test_an_opener_who_loses_before_the_court_pays_and_so_does_the_majority(world: Jury) -> None:
@@ -312,6 +389,27 @@ def test_the_bench_of_a_case_is_that_of_its_opening(world: Jury) -> None:
     assert not set(world.drawn(later)) & set(expected)
 
 
+def test_members_of_the_opening_block_do_not_sit(world: Jury) -> None:
+    """Who opens a case knows the block, and could enrol in it for just this case."""
+    names = [account(200 + n) for n in range(4)]
+    world.fund(*names)
+    for n, name in enumerate(names):
+        world.enrol(name, bytes((200 + n,)) * 32, 16)
+
+    def seated() -> set[EvmAddress]:
+        """Who sits in any of six cases that are opened now."""
+        found: set[EvmAddress] = set()
+        for n in range(6):
+            kept = world.evm.snapshot()
+            found.update(world.drawn(world.open(world.claim(session=bytes((n,)) * 32))))
+            world.evm.restore(kept)
+        return found
+
+    assert not seated() & set(names)
+    world.blocks(1)
+    assert seated() & set(names)
+
+
 def test_accused_and_opener_do_not_sit(world: Jury) -> None:
     for person, node in ((ACCUSED.address, b"\x61" * 32), (OPENER, b"\x62" * 32)):
         world.enrol(person, node, 16)
@@ -461,6 +559,11 @@ def test_only_what_the_operator_signed_for_this_court_is_heard(world: Jury) -> N
         world.open(stranger)
     with pytest.raises(Reverted):
         world.open(claim, signature=claim.signature[:64])
+    r, s, v = claim.signature[:32], claim.signature[32:64], claim.signature[64]
+    turned = (ORDER - int.from_bytes(s, "big")).to_bytes(32, "big")
+    for other in (r + turned + bytes((55 - v,)), r + s + b"\x1d"):
+        with pytest.raises(Reverted, match="another form"):
+            world.open(claim, signature=other)
 
 
 def test_on_the_other_half_of_a_chain_that_splits_nothing_fits(world: Jury) -> None:
@@ -562,12 +665,63 @@ def test_members_whose_deposit_is_used_up_are_retired(world: Jury) -> None:
     assert sum(left) + world.balance(BURN) == UNIT * (2 * (16 + 2 + 3 + 4 + 5) - 5)
 
 
-def test_a_constructor_refuses_rules_that_do_not_fit(compiled: Compiled, whole: Jury) -> None:
-    evm, registry, court = whole.evm, whole.registry.address, whole.court.address
-    kept = evm.snapshot()
-    with pytest.raises(Reverted, match="judge"):
-        evm.deploy(compiled("committee"), OTHER, registry, court, RULES)
-    evm.restore(kept)
+NAMES = (
+    *("bond", "cases", "penalty", "unit", "fee", "fine", "draw_blocks", "commit", "reveal"),
+    *("contest", "epoch_seconds", "claim_seconds", "to_challenger", "to_payer", "to_defender"),
+)
+LONGEST = UNBOND_SECONDS - 2 * EPOCH_SECONDS - 1
+"""Seconds in which a claim can be accused, if its stake is not to leave before."""
+
+
+def deploy_with(
+    compiled: Compiled, own_judge: bool = True, own_court: bool = True, **rules: int
+) -> None:
+    """A committee on a new chain whose rules are those of the tests but for some."""
+    evm = Evm()
+    coin = evm.deploy(artifact("stablecoin"), OTHER)
+    place = evm.next_address(OTHER, 3)
+    judges = [place] if own_judge else []
+    registries = [
+        evm.deploy(artifact("registry"), OTHER, coin.address, UNBOND_SECONDS, judges)
+        for _ in range(2)
+    ]
+    stub = compiled("court_stub")
+    court = evm.deploy(stub, OTHER, registries[0 if own_court else 1].address)
+    all_rules = tuple((dict(zip(NAMES, RULES, strict=True)) | rules).values())
+    made = evm.deploy(compiled("committee"), OTHER, registries[0].address, court.address, all_rules)
+    assert not own_judge or made.address == place
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"own_judge": False}, "not this registry's judge"),
+        ({"own_court": False}, "not this registry's court"),
+        *(({x: 0}, "a rule is 0") for x in (*NAMES[:3], "draw_blocks", "epoch_seconds")),
+        *(({"fine": x}, "a fine above a unit") for x in (0, UNIT + 1)),
+        *(({x: 0}, "no time") for x in ("commit", "reveal", "contest")),
+        ({"to_payer": 10_000 - TO_CHALLENGER + 1}, "shares above the whole"),
+        ({"to_defender": 10_001}, "shares above the whole"),
+        ({"claim_seconds": LONGEST + 1}, "stakes could leave"),
+    ],
+)
+def test_rules_that_do_not_fit_are_refused_at_deployment(
+    compiled: Compiled, changes: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(Reverted, match=reason):
+        deploy_with(compiled, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"fine": UNIT, "to_payer": 10_000 - TO_CHALLENGER, "to_defender": 10_000},
+        {"claim_seconds": LONGEST},
+    ],
+)
+def test_rules_at_their_limits_are_taken(compiled: Compiled, changes: dict[str, Any]) -> None:
+    deploy_with(compiled, **changes)
 
 
 def test_the_phases_and_outcomes_have_the_contracts_numbers(world: Jury) -> None:

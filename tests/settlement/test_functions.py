@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import pytest
 from eth_hash.auto import keccak
-from eth_typing import Address
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -64,8 +63,7 @@ def test_contracts_insist_on_the_tables_that_are_deployed(functions: Functions) 
     evm = functions.contract.evm
     for table in CONTRACTS:
         address = functions.tables[table]
-        code = evm._state.get_code(Address(bytes.fromhex(address[2:])))
-        assert keccak(code) == table_code_hash(table)
+        assert keccak(evm.code(address)) == table_code_hash(table)
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,46 @@ def test_a_dispute_holds_up_only_what_it_is_about(at: Deployed) -> None:
     assert withdraw(at) == 100
 
 
+def test_every_change_is_told(at: Deployed) -> None:
+    mine = {"node": NODE, "operator": OPERATOR}
+    by_judge = {**mine, "judge": JUDGE}
+    ready = at.evm.time + UNBOND_SECONDS
+    model, program, weights = b"m" * 32, b"p" * 32, b"w" * 32
+    signed = {"signature_r": SIGNATURE[1], "signature_s": SIGNATURE[0]}
+    roots = {"model": model, "program": program, "weights": weights}
+    shares = (40, CHALLENGER, 10, PAYER, 20)
+    for sender, function, arguments, expected in (
+        (OPERATOR, "register", (NODE, *SIGNATURE[::-1]), [("Registered", {**mine, **signed})]),
+        (OPERATOR, "stake", (NODE, 30), [("Staked", {**mine, "amount": 30})]),
+        (OPERATOR, "unbond", (NODE, 7), [("Unbonded", {**mine, "amount": 7, "ready": ready})]),
+        (JUDGE, "lock", (NODE, OPERATOR, 50), [("Locked", {**by_judge, "amount": 50})]),
+        (JUDGE, "unlock", (NODE, OPERATOR, 10), [("Unlocked", {**by_judge, "amount": 10})]),
+        (
+            JUDGE,
+            "slash",
+            (NODE, OPERATOR, *shares),
+            [
+                ("Credited", {"owner": CHALLENGER, "amount": 10}),
+                ("Credited", {"owner": PAYER, "amount": 20}),
+                ("Credited", {"owner": BURN, "amount": 10}),
+                ("Slashed", {**by_judge, "amount": 40, "burned": 10}),
+            ],
+        ),
+        (STRANGER, "collect", (PAYER,), [("Collected", {"owner": PAYER, "amount": 20})]),
+        (
+            STRANGER,
+            "publish",
+            (model, program, weights, b"x"),
+            [("Published", {**roots, "parameters": b"x"})],
+        ),
+    ):
+        at.registry.send(sender, function, *arguments)
+        assert at.registry.events() == expected
+    at.evm.pass_time(UNBOND_SECONDS)
+    withdraw(at)
+    assert at.registry.events() == [("Withdrawn", {**mine, "amount": 7})]
+
+
 def test_a_model_is_written_down_once_and_a_false_record_stands_in_no_way(at: Deployed) -> None:
     model, program, weights, parameters = b"m" * 32, b"p" * 32, b"w" * 32, b"layers=2"
     assert not at.registry.view("known", model, program)
@@ -247,6 +287,13 @@ def test_a_registry_of_no_use_is_refused_at_deployment(
     token = at.coin.address if coin else STRANGER
     with pytest.raises(Reverted, match=reason):
         at.evm.deploy(artifact("registry"), DEPLOYER, token, delay, judges)
+
+
+@pytest.mark.parametrize("delay", [1, 365 * 86_400])
+def test_the_shortest_and_the_longest_delay(at: Deployed, delay: int) -> None:
+    made = at.evm.deploy(artifact("registry"), DEPLOYER, at.coin.address, delay, [JUDGE])
+    assert made.view("unbond_seconds") == delay
+    assert made.view("is_judge", JUDGE)
 
 
 def test_a_judge_may_be_named_before_it_exists(at: Deployed) -> None:
