@@ -48,6 +48,19 @@ def test_a_network_is_deployed_and_checked(
     assert {"stablecoin", "registry", "channels"} <= set(contracts)
     check = ("chain", "check", "--chain-rpc", url, "--deployment", file)
     assert set(answered(*check)["contracts"]) == set(contracts)
+    place = ("--chain-rpc", url, "--deployment", file)
+    owner = answered("keys", "list")["keys"][0]
+    for total in (2_500_000, 5_000_000):  # the same again is made again
+        minted = unisono("chain", "mint", owner, "2.5", *place)
+        assert minted.returncode == 0, minted.stderr
+        assert answered("wallet", "show", *place)["coins"] == total
+    nothing = unisono("wallet", "collect", *place)
+    assert (nothing.returncode, nothing.stdout) == (0, "collected 0.000000\n")
+    answered("keys", "new")
+    (other,) = set(answered("keys", "list")["keys"]) - {owner}
+    refused = unisono("chain", "mint", owner, "1", *place, "--account", other)
+    assert refused.returncode == 1
+    assert "only the minter makes coins" in refused.stderr
     again = unisono(*deploy)
     assert again.returncode == 1
     assert "already" in again.stderr

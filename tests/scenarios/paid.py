@@ -11,16 +11,19 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 
-from unisono.compose.chain_settings import ChainSettings
+from unisono.cli.money import units
+from unisono.compose.chain_settings import ChainSettings, SellerSettings
 from unisono.compose.local_chain import LocalChain
+from unisono.compose.node_settings import NodeSettings
 from unisono.compose.wallet import onlooker, settlement_key
 from unisono.models.store import ModelStore, StoredModel
 from unisono.routing.placement import even_blocks
@@ -31,6 +34,7 @@ from unisono.settlement.ledger.deployment import load_deployment
 from unisono.settlement.ledger.ledger import Call
 from unisono.settlement.payments.account import Account, Tariff
 from unisono.settlement.payments.books import Books, Place
+from unisono.settlement.signature import SettlementKey
 from unisono.types import EvmAddress
 from unisono.wire.identity import Identity
 
@@ -89,8 +93,11 @@ class PaidNetwork:
         nodes: int,
         window: int,
         stake: int = 0,
+        crooked: int | None = None,
+        terms: Mapping[str, int] | None = None,
     ) -> None:
         self.folder, self.model, self.window, self.stake = folder, model, window, stake
+        self._crooked, self._terms, self._store = crooked, terms, store
         self.chain = LocalChain(folder / "chain")
         self.http_port = free_port()
         self.url = f"http://127.0.0.1:{self.http_port}"
@@ -119,6 +126,16 @@ class PaidNetwork:
         given += ["--bind", f"127.0.0.1:{port}", *map(str, arguments)]
         return Part(name, identity, port, given)
 
+    @property
+    def minter(self) -> SettlementKey:
+        """Whose coins are at will: the gateway's key made the contracts."""
+        return settlement_key(ChainSettings("", ""), self.gateway.identity)
+
+    @property
+    def place(self) -> list[str]:
+        """Where the network settles, as flags."""
+        return ["--chain-rpc", self.chain.url, "--deployment", str(self.chain.deployment_file)]
+
     def account(self, part: Part) -> EvmAddress:
         """Whose money a process has."""
         return settlement_key(ChainSettings("", ""), part.identity).address
@@ -126,8 +143,8 @@ class PaidNetwork:
     async def start(self) -> None:
         """Start everything, with coins for the gateway."""
         await self.chain.start()
-        key = settlement_key(ChainSettings("", ""), self.gateway.identity)
-        await self.chain.deploy(key)
+        key = self.minter
+        await self.chain.deploy(key, self._terms)
         await self.chain.endow(key, key.address)
         if self.stake:
             for node in self.nodes:
@@ -141,12 +158,15 @@ class PaidNetwork:
         """Start a process; the others are how it finds the network."""
         others = [p for p in (self.gateway, *self.nodes) if p is not part and p.process]
         join = [word for other in others for word in ("--join", other.address)]
-        money = ["--chain-rpc", self.chain.url, "--deployment", str(self.chain.deployment_file)]
+        money = self.place
         if part is self.gateway:
             money += ["--deposit", str(DEPOSIT)]
+        words = ["unisono", *part.arguments, *join, *money, *more]
+        if self._crooked is not None and part is self.nodes[self._crooked]:
+            words = ["tests.scenarios.crooked_node", self._settings(self._crooked, others)]
         log = (self.folder / f"{part.name}.log").open("ab")
         part.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "unisono", *part.arguments, *join, *money, *more),
+            *(sys.executable, "-m", *words),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -154,6 +174,48 @@ class PaidNetwork:
             start_new_session=True,
         )
         log.close()
+
+    def _settings(self, number: int, others: list[Part]) -> str:
+        """What the command line of node `number` says, for a program that takes settings."""
+        part = self.nodes[number]
+        settings = NodeSettings(
+            model=self.model.id,
+            join=",".join(other.address for other in others),
+            layers=self.blocks[number],
+            transport="tcp",
+            bind=f"127.0.0.1:{part.port}",
+            key=str(self.folder / f"{part.name}.key"),
+            cache=str(self._store.root),
+            threads=1,
+            chain=ChainSettings(
+                self.chain.url,
+                str(self.chain.deployment_file),
+                str(self.folder / "state" / "money"),
+            ),
+            seller=SellerSettings(
+                units(PRICE_IN), units(PRICE_OUT), window=self.window, stake=units(self.stake)
+            ),
+        )
+        return msgspec.json.encode(settings).decode()
+
+    async def start_verb(self, *words: str | Path) -> asyncio.subprocess.Process:
+        """Start a verb of the program, as somebody on this machine does."""
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "unisono", *map(str, words)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            cwd=self.folder,
+            env=self._environment,
+        )
+
+    async def run_verb(self, *words: str | Path, code: int = 0) -> str:
+        """Run a verb to its end; what it printed, or said if it fails."""
+        process = await self.start_verb(*words)
+        out, said = await process.communicate()
+        assert process.returncode == code, (words, process.returncode, out, said)
+        assert b"Traceback" not in said
+        return (out if code == 0 else out or said).decode()
 
     async def ready(self) -> None:
         """Wait until the gateway answers and the network covers the model."""
@@ -288,9 +350,12 @@ async def paid_network(
     nodes: int = 2,
     window: int = 16,
     stake: int = 0,
+    crooked: int | None = None,
+    terms: Mapping[str, int] | None = None,
 ) -> AsyncIterator[PaidNetwork]:
-    """It runs; nothing of it is left afterwards. `stake`: coins that each node stakes."""
-    made = PaidNetwork(folder, model, store, nodes, window, stake)
+    """It runs; nothing of it is left afterwards. `stake`: coins that each node stakes; `crooked`:
+    number of a node with a wrong weight; `terms`: changes of the contracts' terms."""
+    made = PaidNetwork(folder, model, store, nodes, window, stake, crooked, terms)
     try:
         await made.start()
         yield made

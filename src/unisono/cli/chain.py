@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unisono.cli import money as m
 from unisono.cli import options as o
 from unisono.cli.keys import (
     AccountAddress,
@@ -21,9 +22,12 @@ from unisono.cli.keys import (
 )
 
 if TYPE_CHECKING:
+    from unisono.settlement.ledger.delivery import OutboxSettings
     from unisono.settlement.ledger.deployment import Deployment
+    from unisono.settlement.ledger.outbox import Outbox
     from unisono.settlement.ledger.rpc import RpcLedger
     from unisono.settlement.signature import SettlementKey
+    from unisono.types import EvmAddress
 
 DEFAULT_PORT = 8545
 DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
@@ -35,10 +39,7 @@ ChainRpc = Annotated[
     ),
 ]
 DeploymentFile = Annotated[
-    str | None,
-    typer.Option(
-        "--deployment", help="File that says where the contracts are (`unisono chain deploy`)."
-    ),
+    str, typer.Option("--deployment", help="The network's file of contracts.")
 ]
 
 app = typer.Typer(
@@ -202,7 +203,6 @@ async def _deploy(
     from unisono.settlement.ledger.delivery import OutboxSettings
     from unisono.settlement.ledger.deploy import Plan, deploy
     from unisono.settlement.ledger.fees import FeeRule
-    from unisono.settlement.ledger.outbox import Outbox, stop
 
     async with _ledger(url) as ledger:
         private = await ledger.is_private()
@@ -217,23 +217,63 @@ async def _deploy(
         if private:
             await ledger.fund(key.address)
         settings = OutboxSettings(poll_seconds=0.2 if private else 2.0, fees=FeeRule(limit=limit))
-        outbox = await Outbox.open(None, ledger, key, settings=settings)
-        worker = asyncio.create_task(outbox.run())
-        try:
+        async with _sending(ledger, key, settings) as outbox:
             nonce = await ledger.nonce(key.address)
             plan = Plan(key.address, nonce, terms=terms, coin=money)
             with progress_bar("Deploying") as report:
                 return await deploy(
                     outbox, ledger, plan, confirmations=confirmations, report=report
                 )
-        finally:
-            await stop(worker)
-            await outbox.close()
+
+
+@app.command("mint")
+def mint_coins(
+    recipient: Annotated[str, typer.Argument(metavar="ADDRESS", help="Who gets the coins.")],
+    amount: Annotated[float, typer.Argument(min=0.000001, max=m.MAX_AMOUNT, help="How many.")],
+    deployment: DeploymentFile,
+    chain_rpc: ChainRpc = DEFAULT_URL,
+    keystore: KeystoreFolder = None,
+    account: AccountAddress = None,
+    passphrase_file: PassphraseFile = None,
+    verbose: o.Verbose = False,
+) -> None:
+    """Make coins of the test coin that `deploy` put onto a private chain: with the key that did.
+
+    [bold]Example[/]
+
+    [cyan]unisono chain mint 0x… 500 --deployment network.json[/]
+    """
+    del verbose
+    from unisono.settlement.eip712 import parse_address
+
+    to, units = parse_address(recipient), m.units(amount)
+    store = open_keystore(keystore)
+    key = store.unlock(store.choose(account), passphrase(passphrase_file))
+    asyncio.run(_mint(chain_rpc, deployment, key, to, units))
+    sys.stdout.write(f"made {m.coins(units)} for {to}\n")
+
+
+async def _mint(url: str, deployment: str, key: SettlementKey, to: EvmAddress, units: int) -> None:
+    from unisono.settlement.ledger.delivery import OutboxSettings
+    from unisono.settlement.ledger.deploy import COIN
+    from unisono.settlement.ledger.intents import Intent
+    from unisono.settlement.ledger.network import open_network
+
+    network = await open_network(url, deployment, wait_seconds=0)
+    try:
+        coin = network.contract(COIN)
+        if await network.ledger.is_private():
+            await network.ledger.fund(key.address)
+        async with _sending(network.ledger, key, OutboxSettings(poll_seconds=0.2)) as outbox:
+            data = coin.encode("mint", to, units)
+            await outbox.perform(Intent(coin.address, data, purpose="making test coins"))
+    finally:
+        await network.close()
 
 
 @app.command("check")
 def check_contracts(
-    deployment: Annotated[str, typer.Option("--deployment", help="The network's file.")],
+    deployment: DeploymentFile,
     chain_rpc: ChainRpc = DEFAULT_URL,
     as_json: o.Json = False,
     verbose: o.Verbose = False,
@@ -268,6 +308,22 @@ async def _check(url: str, deployment: Deployment) -> int:
     async with _ledger(url) as ledger:
         await check_deployment(deployment, ledger)
         return (await ledger.head()).number
+
+
+@asynccontextmanager
+async def _sending(
+    ledger: RpcLedger, key: SettlementKey, settings: OutboxSettings
+) -> AsyncGenerator[Outbox]:
+    """What puts a key's transactions onto the chain, as long as the block lasts."""
+    from unisono.settlement.ledger.outbox import Outbox, stop
+
+    outbox = await Outbox.open(None, ledger, key, settings=settings)
+    worker = asyncio.create_task(outbox.run())
+    try:
+        yield outbox
+    finally:
+        await stop(worker)
+        await outbox.close()
 
 
 @asynccontextmanager

@@ -1,94 +1,127 @@
-"""`unisono dispute` before the court of a chain, and its demonstration."""
+"""`unisono dispute --on-chain`: a hop is contradicted before the court of a chain."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from unisono.cli import INTERRUPTED
 from unisono.cli.money import coins
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Generator, Sequence
 
     from unisono.compose.chain_settings import ChainSettings
-    from unisono.compose.dispute_demo import Shown
     from unisono.compose.prosecution import Outcome
-    from unisono.models.store import StoredModel
+    from unisono.compose.wallet import Wallet
     from unisono.settlement.claims import SettlementClaim
     from unisono.types import PeerAddress
+    from unisono.verification.fraud.descriptors import Descriptors
+    from unisono.verification.fraud.moves import Subject
     from unisono.verification.receipt import Receipt
     from unisono.verification.verdict import Fault
     from unisono.wire.identity import Identity
 
-DEMO = "demo"
-TRIAL = "trial"
-"""The demonstration's own model."""
-LARGE_MOVE_SECONDS = 180
-"""For a move about a model that is not the demonstration's own."""
 MAX_CLAIM = 1 << 16
 
+Told = Callable[[str], None]
 
-def play_on_chain(
-    receipt: Receipt,
-    fault: Fault,
-    addresses: tuple[PeerAddress, ...],
-    join: Sequence[str] | None,
-    key: str,
-    settings: ChainSettings,
-    payer: str | None,
-    claim_file: Path,
-    *,
-    as_json: bool,
-) -> bool:
-    """Contradict a hop before the court; whether the challenger won.
+
+@dataclass(frozen=True, slots=True)
+class Plaint:
+    """What a challenger is told, beside what it contradicts."""
+
+    settings: ChainSettings
+    key: str | None
+    """File of the network key for which the node signs; None: its claim is at hand."""
+    claim_file: Path | None
+    """The node's claim for the chain; None: a file of the receipt's name."""
+    payer: str | None
+    nodes: Callable[[], tuple[PeerAddress, ...]]
+    """Asks where nodes are."""
+    join: Sequence[str] | None
+
+    def identity(self) -> Identity:
+        """The network key.
+
+        Raises:
+            ConfigurationError: there is no such file, and a new key would be nobody's.
+        """
+        from unisono.errors import ConfigurationError
+        from unisono.wire.identity import Identity
+
+        if self.key is None:
+            return Identity.generate()
+        path = Path(self.key).expanduser()
+        if not path.is_file():
+            raise ConfigurationError(f"there is no key in {path}: name the gateway's with --key")
+        return Identity.load_or_create(str(path))
+
+    def path(self, receipt: Receipt, hop: int) -> Path:
+        """Where the node's claim for the chain is kept."""
+        return self.claim_file or Path(f"{receipt.id}.hop{hop}.claim.json")
+
+
+def check_account(plaint: Plaint, *, as_json: bool) -> None:
+    """Open the challenger's account and close it again, before anything that takes long.
+
+    Raises:
+        UnisonoError: key, account, deployment or chain are not what they should be.
+    """
+    import asyncio
+
+    from unisono.clock import SystemClock
+    from unisono.compose.wallet import Wallet
+    from unisono.settlement.eip712 import parse_address
+
+    if plaint.payer is not None:
+        parse_address(plaint.payer)
+    if plaint.claim_file is not None and plaint.claim_file.exists():
+        _read_claim(plaint.claim_file)
+
+    async def look() -> None:
+        await (await Wallet.open(plaint.settings, plaint.identity(), SystemClock())).close()
+
+    with status(as_json) as told:
+        told("opening the account")
+        asyncio.run(look())
+
+
+def play_on_chain(receipt: Receipt, fault: Fault, plaint: Plaint, *, as_json: bool) -> None:
+    """Contradict a hop before the court, and say how it ended.
 
     Raises:
         UnisonoError: the node does not sign, the court does not hear it, or the chain is away.
     """
     import asyncio
 
-    from unisono.models.store import ModelStore
-    from unisono.wire.identity import Identity
+    from unisono.cli.terminal import fail
 
-    identity = Identity.load_or_create(key)
-    model = ModelStore().get(receipt.request.model)
-    with _status(as_json) as told:
-        outcome = asyncio.run(
-            _on_chain(
-                *(receipt, fault, addresses, join, identity, model, settings, payer),
-                claim_file,
-                told,
-            )
-        )
-    _show_outcome(outcome, as_json=as_json)
-    return outcome.challenger_won
+    try:
+        with status(as_json) as told:
+            outcome, own = asyncio.run(_play(receipt, fault, plaint, told))
+    except KeyboardInterrupt as error:
+        fail("stopped: a game that is open goes on, and the bond is lost unless this is run again")
+        raise typer.Exit(INTERRUPTED) from error
+    _show(outcome, own, as_json=as_json)
 
 
-async def _on_chain(
-    receipt: Receipt,
-    fault: Fault,
-    addresses: tuple[PeerAddress, ...],
-    join: Sequence[str] | None,
-    identity: Identity,
-    model: StoredModel,
-    settings: ChainSettings,
-    payer: str | None,
-    claim_file: Path,
-    told: Callable[[str], None],
-) -> Outcome:
+async def _play(receipt: Receipt, fault: Fault, plaint: Plaint, told: Told) -> tuple[Outcome, bool]:
+    """How it ended, and whether the challenger is the one who is refunded, too."""
     import asyncio
 
-    from unisono.cli.visits import visiting
     from unisono.clock import SystemClock
-    from unisono.compose.prosecution import Plaintiff, ask_for_claim
+    from unisono.compose.prosecution import Plaintiff
     from unisono.compose.wallet import PRIVATE_POLL, PUBLIC_POLL, Wallet
     from unisono.models.loading import load_block
+    from unisono.models.store import ModelStore
     from unisono.settlement.advocates import Case
-    from unisono.settlement.eip712 import parse_address
     from unisono.verification.fraud.descriptors import descriptors
     from unisono.verification.fraud.parties import Challenger, target_of
     from unisono.verification.fraud.positions import (
@@ -99,25 +132,21 @@ async def _on_chain(
     )
 
     assert fault.hop is not None
-    clock, hop = SystemClock(), fault.hop
+    clock, hop, identity = SystemClock(), fault.hop, plaint.identity()
+    model = ModelStore().get(receipt.request.model)
     subject = subject_of(receipt, hop, model)
     told("compiling the model's program")
     program = await asyncio.to_thread(descriptors, model.manifest)
     async with AsyncExitStack() as stack:
-        wallet = await Wallet.open(settings, identity, clock)
+        wallet = await Wallet.open(plaint.settings, identity, clock)
         stack.push_async_callback(wallet.close)
-        if claim_file.exists():
-            claim = _read_claim(claim_file)
-        else:
+        plaintiff = Plaintiff(wallet.ledger, wallet.outbox, wallet.deployment, clock)
+        claim = _kept(receipt, hop, subject, program, plaint)
+        if claim is None:
             told("asking the node to sign for the chain")
-            visitor = await stack.enter_async_context(visiting(identity, addresses, join))
-            stream = await visitor.call(subject.claim.node)
-            address = wallet.key.address if payer is None else parse_address(payer)
-            claim = await ask_for_claim(
-                stream, subject, receipt.tokens, program, wallet.deployment, address
-            )
-            await stream.close()
-            _write_claim(claim_file, claim)
+            claim = await _asked(receipt, subject, program, plaint, identity, wallet)
+            await plaintiff.check_stake(claim)
+            _write_claim(plaint.path(receipt, hop), claim)
 
         def player() -> Challenger:
             rows = rows_before(receipt, hop, model)
@@ -127,22 +156,98 @@ async def _on_chain(
 
         told("computing the hop again")
         challenger = await asyncio.to_thread(player)
-        plaintiff = Plaintiff(wallet.ledger, wallet.outbox, wallet.deployment, clock)
         poll = PRIVATE_POLL if await wallet.ledger.is_private() else PUBLIC_POLL
-        return await plaintiff.challenge(Case(subject, claim, program), challenger, poll, told)
+        case = Case(subject, claim, program)
+        outcome = await plaintiff.challenge(case, challenger, poll, told)
+        return outcome, claim.payer == wallet.key.address
+
+
+def _kept(
+    receipt: Receipt, hop: int, subject: Subject, program: Descriptors, plaint: Plaint
+) -> SettlementClaim | None:
+    """The node's claim for the chain, out of its file; None if there is no file.
+
+    Raises:
+        ReceiptError: the file holds something else.
+    """
+    from dataclasses import replace
+
+    from unisono.errors import ReceiptError
+    from unisono.settlement.claims import settlement_claim
+    from unisono.settlement.eip712 import parse_address
+
+    path = plaint.path(receipt, hop)
+    if not path.exists():
+        return None
+    claim = _read_claim(path)
+    payer = claim.payer if plaint.payer is None else parse_address(plaint.payer)
+    size = subject.manifest.config.vocabulary_size
+    tokens = subject.tokens or receipt.tokens
+    expected = settlement_claim(subject.claim, subject.request, tokens, program.root, size, payer)
+    if replace(claim, signature=b"") != expected:
+        raise ReceiptError(
+            f"{path} holds a claim of another answer, hop or payer: name another file with "
+            "--claim, or move it away"
+        )
+    return claim
+
+
+async def _asked(
+    receipt: Receipt,
+    subject: Subject,
+    program: Descriptors,
+    plaint: Plaint,
+    identity: Identity,
+    wallet: Wallet,
+) -> SettlementClaim:
+    """The node's claim for the chain, from itself.
+
+    Raises:
+        UnisonoError: it does not sign, or cannot be reached.
+    """
+    from unisono.cli.visits import visiting
+    from unisono.compose.prosecution import ask_for_claim
+    from unisono.errors import ConfigurationError, PeerRefused
+    from unisono.settlement.eip712 import parse_address
+
+    gateway, node = subject.claim.gateway, subject.claim.node
+    if identity.node_id != gateway:
+        raise ConfigurationError(
+            f"the node signs for the gateway of its claim alone, {gateway[:16]}…, and the key of "
+            f"{plaint.key or 'this side'} is {identity.node_id[:16]}…: give that gateway's key "
+            "with --key, or the claim that it has with --claim"
+        )
+    payer = wallet.key.address if plaint.payer is None else parse_address(plaint.payer)
+    async with visiting(identity, plaint.nodes(), plaint.join) as visitor:
+        stream = await visitor.call(node)
+        try:
+            return await ask_for_claim(
+                stream, subject, receipt.tokens, program, wallet.deployment, payer
+            )
+        except PeerRefused as refusal:
+            raise PeerRefused(
+                f"node {node[:16]}… does not sign its claim for a chain: {refusal}", refusal.code
+            ) from refusal
+        finally:
+            await stream.close()
 
 
 def _read_claim(path: Path) -> SettlementClaim:
     import msgspec
 
-    from unisono.errors import ReceiptError
+    from unisono.errors import ConfigurationError, ReceiptError
     from unisono.settlement.claims import SettlementClaim
+    from unisono.settlement.eip712 import parse_address
 
     try:
         with path.open("rb") as file:
-            return msgspec.json.decode(file.read(MAX_CLAIM), type=SettlementClaim)
-    except (OSError, msgspec.DecodeError) as error:
-        raise ReceiptError(f"cannot read the claim for the chain, {path}: {error}") from error
+            claim = msgspec.json.decode(file.read(MAX_CLAIM), type=SettlementClaim)
+        parse_address(claim.payer)
+        return claim
+    except OSError as error:
+        raise ReceiptError(f"cannot read the claim in {path}: {error.strerror}") from error
+    except (msgspec.DecodeError, ConfigurationError) as error:
+        raise ReceiptError(f"{path} holds no claim for a chain: {error}") from error
 
 
 def _write_claim(path: Path, claim: SettlementClaim) -> None:
@@ -153,130 +258,45 @@ def _write_claim(path: Path, claim: SettlementClaim) -> None:
     write_file(path, msgspec.json.encode(claim))
 
 
-def _show_outcome(outcome: Outcome, *, as_json: bool) -> None:
+def _show(outcome: Outcome, own: bool, *, as_json: bool) -> None:
     from unisono.cli.terminal import note, out
 
     if as_json:
-        return _print(_outcome(outcome))
+        return print_report(outcome_report(outcome))
     for number, play in enumerate(outcome.plays):
         out.print(f"{number:3}  {play.party:10}  {play.what:12}  {play.gas:>9,} gas")
     note(f"{len(outcome.plays)} transactions, {outcome.gas:,} gas; game {outcome.game[:16]}…")
-    if outcome.challenger_won:
-        out.print(
-            f"WON: the node lost {coins(outcome.amount)} of its stake; the challenger got "
-            f"{coins(outcome.collected)} with its bond, the payer {coins(outcome.refunded)}"
-        )
-    else:
-        out.print(f"LOST: the bond of {coins(outcome.amount)} is gone, the node was right")
+    if outcome.was_over:
+        note("the game was over before: an account can contradict a claim once")
+    out.print(verdict(outcome, own), soft_wrap=True)
     return None
 
 
-def demonstrate(operator: str, ledger: str, model: str, *, as_json: bool) -> None:
-    """Show disputes about a node that lies in each of an operator's steps, then about an honest
-    one. Ends the verb: 0 if all end as they should, else 1.
-
-    Raises:
-        UnisonoError: the operator is none, or something does not start.
-    """
-    import asyncio
-
-    from unisono.compose.crooked import WEIGHTS
-    from unisono.errors import ConfigurationError
-    from unisono.verification.adversaries.lying import kinds_of
-
-    if ledger not in ("embedded", "anvil"):
-        raise ConfigurationError(f"--ledger {ledger[:40]}: expected embedded or anvil")
-    conducts = (WEIGHTS,) if operator == WEIGHTS else kinds_of(operator)
-    if operator == "all":
-        conducts = (*conducts, WEIGHTS)
-    shown = asyncio.run(_demonstrate(conducts, ledger, model, as_json=as_json))
-    if as_json:
-        right = all(x.is_right for x in shown)
-        _print({"ledger": ledger, "right": right, "disputes": [_shown(x) for x in shown]})
-    told = bool(shown) and all(x.is_right for x in shown)
-    raise typer.Exit(0 if told else 1)
+def verdict(outcome: Outcome, own: bool) -> str:
+    """How a game ended, in words. `own`: the challenger is who is refunded, too."""
+    lost = coins(outcome.amount)
+    if not outcome.challenger_won:
+        why = "the node was right" if outcome.on_time else "this side did not move in time"
+        return f"LOST: the bond of {lost} is gone; {why}"
+    told = "WON: the node was convicted in another game, or nothing was left of its stake"
+    if outcome.amount:
+        why = "was wrong" if outcome.on_time else "did not move in time"
+        told = f"WON: the node {why}, and lost {lost} of its stake"
+    told += f"; the challenger collected {coins(outcome.collected)}"
+    if outcome.was_over:
+        return told + " now"
+    if own:
+        return told + " with its bond and as the one who paid"
+    return told + f" with its bond, the payer {coins(outcome.refunded)}"
 
 
-async def _demonstrate(
-    conducts: tuple[str, ...], ledger: str, name: str, *, as_json: bool
-) -> list[Shown]:
-    import tempfile
-
-    from unisono.cli.terminal import note
-    from unisono.compose.dispute_demo import HONEST, MOVE_SECONDS, demonstration
-
-    found: list[Shown] = []
-    with tempfile.TemporaryDirectory(prefix="unisono-demo-") as folder:
-        seconds = MOVE_SECONDS if name == TRIAL else LARGE_MOVE_SECONDS
-        with _status(as_json) as told:
-            told("preparing the model")
-            model = _model(name, Path(folder))
-            async with demonstration(model, ledger, seconds, told) as demo:
-                for conduct in (*conducts, HONEST):
-                    shown = await demo.show(conduct, told)
-                    if shown is None:
-                        if not as_json:
-                            note(f"{conduct}: the model has no such step")
-                        continue
-                    found.append(shown)
-                    if not as_json:
-                        _show(shown)
-    return found
-
-
-def _model(name: str, folder: Path) -> StoredModel:
-    if name == TRIAL:
-        from unisono.compose.trial_model import trial_model
-
-        return trial_model(folder)
-    from unisono.models.store import ModelStore
-
-    return ModelStore().ensure(name)
-
-
-def _show(shown: Shown) -> None:
-    from unisono.cli.terminal import out
-
-    outcome = shown.outcome
-    who = f"A node that lies in '{shown.conduct}'" if shown.conduct else "An honest node"
-    out.print(f"{who}: {'as it should' if shown.is_right else 'NOT AS IT SHOULD'}", soft_wrap=True)
-    step = f", judged: one step of '{shown.judged}'" if shown.judged else ""
-    ended = "the node lost" if outcome.challenger_won else "the challenger lost"
-    moves = len(outcome.plays) - 2
-    out.print(
-        f"  {ended} after {moves} moves, {outcome.gas:,} gas, {shown.seconds:.0f} s{step}",
-        soft_wrap=True,
-    )
-    out.print(
-        f"  stake       {coins(shown.stake_before)} → {coins(shown.stake_after)}", soft_wrap=True
-    )
-    for name, gain in (
-        ("challenger", shown.challenger_gain),
-        ("payer", shown.payer_gain),
-        ("node", shown.node_gain),
-    ):
-        out.print(f"  {name:10}  {'+' if gain > 0 else ''}{coins(gain)}", soft_wrap=True)
-
-
-def _shown(shown: Shown) -> dict[str, Any]:
-    return {
-        "conduct": shown.conduct or "honest",
-        "right": shown.is_right,
-        "judged": shown.judged,
-        "seconds": round(shown.seconds, 1),
-        "stake_before": shown.stake_before,
-        "stake_after": shown.stake_after,
-        "challenger": shown.challenger_gain,
-        "payer": shown.payer_gain,
-        "node": shown.node_gain,
-        **_outcome(shown.outcome),
-    }
-
-
-def _outcome(outcome: Outcome) -> dict[str, Any]:
+def outcome_report(outcome: Outcome) -> dict[str, Any]:
+    """As `--json` shows it."""
     return {
         "game": outcome.game,
         "challenger_won": outcome.challenger_won,
+        "on_time": outcome.on_time,
+        "was_over": outcome.was_over,
         "gas": outcome.gas,
         "amount": outcome.amount,
         "collected": outcome.collected,
@@ -285,14 +305,15 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _print(report: dict[str, Any]) -> None:
+def print_report(report: dict[str, Any]) -> None:
+    """One JSON object on stdout."""
     import msgspec
 
     sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
 
 
 @contextmanager
-def _status(as_json: bool) -> Generator[Callable[[str], None]]:
+def status(as_json: bool) -> Generator[Told]:
     """What says how far it is, on stderr."""
     from unisono.cli.terminal import err
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unisono.cli import court, money
+from unisono.cli import court, demonstration, money
 from unisono.cli import options as o
 from unisono.cli.keys import AccountAddress, KeystoreFolder, PassphraseFile
 from unisono.cli.visits import UNDECIDED
@@ -55,8 +55,8 @@ def dispute(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="The challenger's key; else a new one. On a chain: of the gateway that asked, for "
-            "which alone the node signs.",
+            help="The challenger's key; else a new one. On a chain: that of the gateway which "
+            "asked, since the node signs for no other.",
         ),
     ] = None,
     transcript: Annotated[
@@ -65,7 +65,9 @@ def dispute(
     ] = None,
     on_chain: Annotated[
         bool,
-        typer.Option("--on-chain", help="Before the court, with a bond; needs --chain-rpc, --key."),
+        typer.Option(
+            "--on-chain", help="Before the court, with a bond; needs --chain-rpc and --key."
+        ),
     ] = False,
     chain_rpc: money.ChainRpc = None,
     deployment: money.DeploymentFile = None,
@@ -104,7 +106,10 @@ def dispute(
     The model must be on this machine. Every move is signed; the file holds all of them.
 
     With --on-chain the court of a chain hosts the game: this side puts up a bond, the node answers
-    from its own process, and the stake of a node that was wrong is slashed and paid out.
+    from its own process, and the stake of a node that was wrong is slashed and paid out. The bond
+    is that of --account, or of the key that follows from --key; while the gateway runs, which
+    works with that one, give an account of its own. What was interrupted goes on with the same
+    command, and is lost if that comes later than a move may.
 
     Exit code 0 if the replay finds nothing to contradict; 1 if a party is convicted, the node or
     this side; 2 if the game has no end, such as a node that refuses, or that was late before an
@@ -127,30 +132,35 @@ def dispute(
     from unisono.verification.fraud.transcript import judge, to_json
 
     with undecided():
-        if receipt == court.DEMO:
-            court.demonstrate(operator, ledger, model, as_json=as_json)
-        chain = money.chain_settings(
-            chain_rpc,
-            deployment,
-            account=account,
-            keystore=keystore,
-            passphrase_file=passphrase_file,
-            key=key,
-        )
-        if on_chain and (chain is None or key is None):
-            raise ConfigurationError("--on-chain needs --chain-rpc, --deployment and --key")
+        if receipt == demonstration.DEMO:
+            demonstration.demonstrate(operator, ledger, model, as_json=as_json)
+        chain = None
+        if on_chain:
+            chain = money.chain_settings(
+                chain_rpc,
+                deployment,
+                account=account,
+                keystore=keystore,
+                passphrase_file=passphrase_file,
+                key=key,
+            )
+            if chain is None:
+                raise ConfigurationError("--on-chain needs --chain-rpc, --deployment and --key")
+
+        def nodes() -> tuple[PeerAddress, ...]:
+            return known_addresses(receipt, base_url, api_key, join)
+
         read = read_receipt(receipt, api_key)
+        plaint = court.Plaint(chain, key, claim, payer, nodes, join) if chain else None
+        if plaint is not None:
+            court.check_account(plaint, as_json=as_json)
         fault = _fault(read, hop, as_json=as_json)
         if fault is None:
             raise typer.Exit(0)
-        addresses = known_addresses(receipt, base_url, api_key, join)
-        if on_chain and chain is not None and key is not None:
-            path = claim or Path(f"{read.id}.hop{fault.hop}.claim.json")
-            court.play_on_chain(
-                *(read, fault, addresses, join, key, chain, payer), path, as_json=as_json
-            )
+        if plaint is not None:
+            court.play_on_chain(read, fault, plaint, as_json=as_json)
             raise typer.Exit(1)
-        played = _play(read, fault, addresses, join, arbiter, key)
+        played = _play(read, fault, nodes(), join, arbiter, key)
         path = transcript or Path(f"{read.id}.dispute.json")
         write_file(path, to_json(played))
         found = judge(played)

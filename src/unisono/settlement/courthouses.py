@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from eth_abi.abi import encode
+from eth_hash.auto import keccak
+
 from unisono.clock import Clock
 from unisono.settlement.artifacts import artifact
 from unisono.settlement.disputes import Courthouse, Desk
 from unisono.settlement.ledger.contract import Contract
 from unisono.settlement.ledger.deployment import Deployment
 from unisono.settlement.ledger.ledger import Call, Ledger
+from unisono.types import EvmAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,21 @@ class CourtRules:
     to_challenger: int
     to_payer: int
     to_defender: int
+
+    def bond_of(self, number: int) -> int:
+        """What the game costs that is the so-manieth open one about a claim."""
+        return self.bond * number * max(number, self.games) // self.games
+
+
+@dataclass(frozen=True, slots=True)
+class Dossier:
+    """The contract's struct about a claim and its signer."""
+
+    games: int
+    """That are open."""
+    locked: int
+    convicted: bool
+    first: EvmAddress
 
 
 def contract_of(deployment: Deployment, name: str) -> Contract:
@@ -58,6 +77,19 @@ async def court_rules(ledger: Ledger, deployment: Deployment) -> CourtRules:
     found: Any = await read(ledger, court, "rules")
     fields = found[0] if len(found) == 1 else found
     return CourtRules(*fields)
+
+
+async def dossier_of(
+    ledger: Ledger, deployment: Deployment, claim: bytes, signer: EvmAddress
+) -> Dossier:
+    """What a court has of a claim, by its digest, and its signer.
+
+    Raises:
+        LedgerUnreachable: the chain does not answer.
+    """
+    key = keccak(encode(("bytes32", "address"), (claim, signer)))
+    found: Any = await read(ledger, contract_of(deployment, "court"), "dossiers", key)
+    return Dossier(*(found[0] if len(found) == 1 else found))
 
 
 async def read(ledger: Ledger, contract: Contract, function: str, *arguments: object) -> Any:

@@ -163,6 +163,8 @@ class Dispute:
             self.state = self.state.decided(fields["challenger_lost"])
             await asyncio.to_thread(self.advocate.hear, self.state, b"")
         elif name == "Settled":
+            # a party that was late has lost without a decision
+            self.state = self.state.decided(fields["loser"] == self.state.challenger)
             self.is_settled = True
 
     async def act(self) -> bool:

@@ -18,6 +18,7 @@ from unisono.clock import SystemClock
 from unisono.errors import TransactionRefused
 from unisono.settlement.advocates import Case, Defence, Prosecution
 from unisono.settlement.artifacts import artifact
+from unisono.settlement.awards import Awards
 from unisono.settlement.claims import court_domain, settlement_claim
 from unisono.settlement.disputes import Courthouse, Dispute, Opening
 from unisono.settlement.ledger.contract import Contract
@@ -98,15 +99,19 @@ async def outbox_of(ledger: RpcLedger, key: SettlementKey, folder: Path) -> Asyn
     await outbox.close()
 
 
-@pytest.fixture
-async def network(ledger: RpcLedger, tmp_path: Path) -> AsyncGenerator[Network]:
+@pytest.fixture(params=[TERMS["move_seconds"]])
+async def network(
+    ledger: RpcLedger, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncGenerator[Network]:
+    """`param`: seconds for a move."""
+    terms = {**TERMS, "move_seconds": request.param}
     async with AsyncExitStack() as stack:
         outboxes: list[Outbox] = []
         for key in (OPERATOR, CHALLENGER):
             await ledger.fund(key.address)
             outboxes.append(await stack.enter_async_context(outbox_of(ledger, key, tmp_path)))
         operator = outboxes[0]
-        plan = Plan(OPERATOR.address, await ledger.nonce(OPERATOR.address))
+        plan = Plan(OPERATOR.address, await ledger.nonce(OPERATOR.address), terms=terms)
         made = await deploy(operator, ledger, plan)
         court, judge = (contract_of(made, name) for name in ("court", "judge"))
         clock = SystemClock()
@@ -166,3 +171,18 @@ async def test_a_party_that_forgot_everything_finds_its_dispute(network: Network
     assert found == opening
     states = await asyncio.gather(*(x.run(POLL) for x in lied(network, case, answer, found)))
     assert not states[0].challenger_lost
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", [5], indirect=True)
+async def test_a_challenger_that_is_late_has_lost(network: Network) -> None:
+    answer = answer_of("llama")
+    case = await network.case(answer)
+    opening = await network.challenger.house.open(case)
+    defence, _ = lied(network, case, answer, opening)
+    state = await defence.run(POLL)
+    assert state.challenger_lost
+    bond = TERMS["bond"]
+    awards = Awards(network.ledger, network.operator.outbox, network.deployment)
+    assert (await awards.collect(OPERATOR.address))[0] == bond * TERMS["to_defender"] // 10_000
+    assert await awards.collect(OPERATOR.address) == (0, 0)

@@ -162,7 +162,7 @@ class Keystore:
             return found[0]
         raise KeyRefused(
             f"{self.directory} holds {len(found)} keys: "
-            + ("name one of them" if found else "make one with `unisono keys new`")
+            + ("name one of them with --account" if found else "make one with `unisono keys new`")
         )
 
     def _path(self, address: EvmAddress) -> Path:
@@ -229,7 +229,8 @@ def read_passphrase(path: Path | str) -> str:
             mode = os.fstat(file.fileno()).st_mode
             line = file.readline(4096).decode("utf-8", "strict").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"cannot read the passphrase in {path}: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigurationError(f"cannot read the passphrase in {path}: {why}") from error
     if os.name == "posix" and mode & 0o077:
         raise ConfigurationError(
             f"other users may read the passphrase in {path}: run `chmod 600 {path}`"

@@ -261,8 +261,8 @@ def _locked(folder: Path, chain_id: int, key: SettlementKey) -> FileLock:
         lock.acquire()
     except Timeout as error:
         raise ConfigurationError(
-            f"another process works for {key.address} on chain {chain_id}: give this one a key of "
-            "its own, or stop the other"
+            f"another process works for {key.address} on chain {chain_id}: give this one an "
+            "account of its own (--account), or stop the other"
         ) from error
     except OSError as error:
         raise ConfigurationError(f"cannot lock {path}: {error.strerror}") from error
