@@ -97,6 +97,7 @@ def _seller(chain: ChainSettings | None, **given: object) -> SellerSettings | No
         "margin": None,
         "payee": None,
         "stake": 0.0,
+        "bench": 0.0,
         "tier": None,
         "window": None,
         "key": "node.key",

@@ -66,6 +66,7 @@ async def _use(folder: Path) -> None:
         assert shown["coins"] == ALLOWANCE
         await asyncio.to_thread(_send, owner, mine, place)
         await asyncio.to_thread(_stake, mine)
+        await asyncio.to_thread(_bench, mine)
     finally:
         await chain.close()
 
@@ -122,3 +123,24 @@ def test_a_key_that_is_not_there_is_said(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "there is no key in" in done.stderr
     assert not (tmp_path / "none.key").exists()
+
+
+def _bench(mine: tuple[str | Path, ...]) -> None:
+    nobody = unisono("stake", "leave", *mine)
+    assert nobody.returncode == 1
+    assert "not enrolled" in nobody.stderr
+    odd = unisono("stake", "bench", "30", *mine)
+    assert odd.returncode == 1
+    assert "a multiple of 50, at most 800; got 30" in odd.stderr
+    place = {"deposit": 100_000_000, "weight": 2, "left": 0, "seated": 0}
+    for amount in ("100", "50"):  # a place that is there stays as it is
+        taken = answered("stake", "bench", amount, *mine)
+        assert taken["bench"] == place
+    assert taken["committee"] == {"credited": 0, "fined": 0}
+    assert "100.000000 deposited, sits in 0" in unisono("stake", "show", *mine).stdout
+    left = answered("stake", "leave", *mine)
+    assert left["bench"] == {**place, "weight": 2, "left": left["bench"]["left"]}
+    assert left["bench"]["left"] > 0
+    early = unisono("stake", "release", *mine)
+    assert early.returncode == 1
+    assert "a draw may be under way" in early.stderr

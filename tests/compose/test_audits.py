@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from tests.conftest import TinyModels
-from tests.scenarios.crooked_node import crooked_weights
 from unisono.clock import VirtualClock
+from unisono.compose.crooked import crooked_block
 from unisono.compose.gateway import Front, FrontSettings
 from unisono.compose.node import Node
 from unisono.compose.node_settings import NodeSettings
@@ -69,7 +69,7 @@ class Village:
 
     async def node(self, layers: LayerRange, crooked: bool = False) -> Node:
         identity = Identity.generate()
-        options: dict[str, Any] = {"weights": crooked_weights} if crooked else {}
+        options: dict[str, Any] = {"weights": crooked_block} if crooked else {}
         node = Node(
             NodeSettings(
                 model=self.models.gemma.id,

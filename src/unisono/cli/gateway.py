@@ -81,6 +81,14 @@ def gateway(
     deposit: m.Deposit = None,
     second_worth: m.SecondWorth = 0.00001,
     least_stake: m.LeastStake = 0.0,
+    accuse: Annotated[
+        bool,
+        typer.Option(
+            "--accuse/--no-accuse",
+            help="Whether claims of staked nodes that audits find false are taken to the "
+            "committee of the chain. That costs a bond and fees, and pays a share of the penalty.",
+        ),
+    ] = True,
     verbose: o.Verbose = False,
 ) -> None:
     """Run a gateway without nodes until Ctrl-C; nodes join with the address that it prints.
@@ -157,6 +165,7 @@ def gateway(
         chain=chain,
         price_seconds=1 / (second_worth * m.UNIT),
         least_stake=m.units(least_stake),
+        accuse=accuse,
     )
     import asyncio
 

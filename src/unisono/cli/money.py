@@ -65,6 +65,17 @@ Stake = Annotated[
         help="Coins to put up for the node's word; what is staked already counts.",
     ),
 ]
+Bench = Annotated[
+    float,
+    typer.Option(
+        "--bench",
+        min=0,
+        max=MAX_AMOUNT,
+        help="Coins to deposit for a place on the bench of the chain's committee, a multiple of "
+        "its unit: the node may be drawn to compute answers of others again, for a fee. A place "
+        "that it has stays as it is.",
+    ),
+]
 Tier = Annotated[
     str | None,
     typer.Option(
@@ -188,6 +199,7 @@ def seller_settings(
     margin: float | None,
     payee: str | None,
     stake: float,
+    bench: float,
     tier: str | None,
     window: int | None,
     key: str | None,
@@ -201,7 +213,13 @@ def seller_settings(
 
     fixed = {"--price-in": price_in, "--price-out": price_out}
     costs = {"--electricity": electricity, "--off-peak": off_peak or None, "--margin": margin}
-    others = {"--payee": payee, "--stake": stake or None, "--tier": tier, "--window": window}
+    others = {
+        "--payee": payee,
+        "--stake": stake or None,
+        "--bench": bench or None,
+        "--tier": tier,
+        "--window": window,
+    }
     if chain is None:
         for name, value in {**fixed, "--watts": watts, **costs, **others}.items():
             if value is not None:
@@ -220,8 +238,10 @@ def seller_settings(
             )
     elif price_in is not None or price_out is not None:
         raise ConfigurationError("give --price-in and --price-out, or --watts, not both")
-    if stake and key is None:
-        raise ConfigurationError("a stake belongs to the node's key: keep it, with --key FILE")
+    if (stake or bench) and key is None:
+        raise ConfigurationError(
+            "a stake or deposit belongs to the node's key: keep it, with --key FILE"
+        )
     from unisono.compose.chain_settings import FloorSettings, SellerSettings
     from unisono.wire.terms import TIERS
 
@@ -249,5 +269,6 @@ def seller_settings(
         window=window or 64,
         tier=TIERS.index(tier) if tier else 0,
         stake=units(stake),
+        bench=units(bench),
         floor=floor,
     )

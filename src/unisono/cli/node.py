@@ -79,6 +79,7 @@ def node(
     margin: m.Margin = None,
     payee: m.Payee = None,
     stake: m.Stake = 0.0,
+    bench: m.Bench = 0.0,
     tier: m.Tier = None,
     window: m.Window = None,
     verbose: o.Verbose = False,
@@ -101,7 +102,7 @@ def node(
     [cyan]unisono node --device cuda --kv-gib 16 --join $ADDRESS[/]
 
     [cyan]unisono node --join $ADDRESS --key ~/node.key --chain-rpc $URL --deployment network.json
-    --watts 65 --electricity 0.30 --stake 100[/]
+    --watts 65 --electricity 0.30 --stake 200 --bench 50[/]
     """
     del verbose
     block = parse_layers(layers) if layers is not None else None
@@ -123,6 +124,7 @@ def node(
         margin=margin,
         payee=payee,
         stake=stake,
+        bench=bench,
         tier=tier,
         window=window,
         key=key,

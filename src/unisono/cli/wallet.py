@@ -13,7 +13,7 @@ import typer
 
 from unisono.cli import money as m
 from unisono.cli import options as o
-from unisono.cli.chain import DEFAULT_URL
+from unisono.cli.chain import DEFAULT_URL, DeploymentFile
 from unisono.cli.chain import ChainRpc as ChainUrl
 from unisono.cli.keys import AccountAddress, KeystoreFolder, PassphraseFile
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from unisono.types import EvmAddress
     from unisono.wire.identity import Identity
 
-DeploymentFile = Annotated[
-    str, typer.Option("--deployment", help="The network's file of contracts.")
-]
 KeyFile = Annotated[
     str | None,
     typer.Option(
@@ -82,6 +79,8 @@ def show_wallet(
         f"coins      {m.coins(facts['coins'])}",
         f"gas        {facts['gas'] / 10**18:.6f} of the chain's own coin",
     ]
+    if facts["owed"]:
+        lines.append(f"owed       {m.coins(facts['owed'])} by registry, court and committee")
     for channel in facts["channels"]:
         other, way = channel["other"], "to  " if channel["pays"] else "from"
         left = channel["deposit"] - channel["redeemed"]
@@ -135,6 +134,27 @@ def finish_channel(
     del verbose
     settings, identity = account_of(chain_rpc, deployment, key, keystore, account, passphrase_file)
     asyncio.run(_finish(settings, identity, payee))
+
+
+@app.command("collect")
+def collect_awards(
+    deployment: DeploymentFile,
+    chain_rpc: ChainUrl = DEFAULT_URL,
+    key: KeyFile = None,
+    keystore: KeystoreFolder = None,
+    account: AccountAddress = None,
+    passphrase_file: PassphraseFile = None,
+    verbose: o.Verbose = False,
+) -> None:
+    """Have paid out what verdicts awarded to the account.
+
+    [bold]Example[/]
+
+    [cyan]unisono wallet collect --deployment network.json --key ~/node.key[/]
+    """
+    del verbose
+    settings, identity = account_of(chain_rpc, deployment, key, keystore, account, passphrase_file)
+    asyncio.run(_collect(settings, identity))
 
 
 @app.command("send")
@@ -216,6 +236,8 @@ async def opened(settings: ChainSettings, identity: Identity) -> AsyncGenerator[
 
 async def _facts(settings: ChainSettings, identity: Identity) -> dict[str, Any]:
     from unisono.compose.wallet import onlooker
+    from unisono.settlement.awards import owed
+    from unisono.settlement.ledger.deployment import load_deployment
 
     async with onlooker(settings, identity) as (address, ledger, channels):
         found: list[dict[str, Any]] = []
@@ -237,6 +259,7 @@ async def _facts(settings: ChainSettings, identity: Identity) -> dict[str, Any]:
             "account": address,
             "coins": await channels.balance(address),
             "gas": await ledger.balance(address),
+            "owed": await owed(ledger, load_deployment(settings.deployment), address),
             "channels": found,
         }
 
@@ -275,6 +298,14 @@ async def _finish(settings: ChainSettings, identity: Identity, payee: str) -> No
             raise ConfigurationError(f"the payee may redeem for {wait:,} seconds more: wait")
         await own.channels.finish_close(to)
         sys.stdout.write(f"closed: {m.coins(state.deposit - state.redeemed)} came back\n")
+
+
+async def _collect(settings: ChainSettings, identity: Identity) -> None:
+    from unisono.settlement.awards import Awards
+
+    async with opened(settings, identity) as own:
+        units, _ = await Awards(own.ledger, own.outbox, own.deployment).collect(own.key.address)
+        sys.stdout.write(f"collected {m.coins(units)}\n")
 
 
 async def _send(settings: ChainSettings, identity: Identity, recipient: str, amount: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
 
 from unisono.clock import Clock
 from unisono.compose.hearing import AuditSettings, Heard, Hearing
@@ -28,6 +29,12 @@ from unisono.wire.claims import HopClaim
 from unisono.wire.identity import Identity
 from unisono.wire.transports.base import Transport
 from unisono.wire.verification_messages import Ticket
+
+if TYPE_CHECKING:  # gateways without a chain do not load its libraries
+    from unisono.settlement.claims import SettlementClaim
+
+    Secure = Callable[[Receipt, HopClaim], Awaitable[SettlementClaim | None]]
+    Sue = Callable[[Receipt, SettlementClaim, Heard, AuditNote], Awaitable[None]]
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +60,8 @@ class Audits:
         settings: AuditSettings,
         convict: Callable[[NodeId], None],
         audited: Callable[[NodeId, str], None] = lambda node, verdict: None,
-        secure: Callable[[Receipt, HopClaim], Awaitable[object]] | None = None,
+        secure: Secure | None = None,
+        sue: Sue | None = None,
     ) -> None:
         """
         Args:
@@ -61,6 +69,7 @@ class Audits:
             convict: keeps a node from all work of this gateway.
             audited: told of the verdict of every audit.
             secure: has a claim that is drawn signed for a chain, before anybody replays it.
+            sue: opens a case on that chain about such a claim that is false.
         """
         self._identity = identity
         self._transport = transport
@@ -74,7 +83,7 @@ class Audits:
         self._settings = settings
         self._convict = convict
         self._audited = audited
-        self._secure = secure
+        self._secure, self._sue = secure, sue
         self._auditor = Auditor(identity, transport, clock)
         self._docket = Docket(herald.key, identity.node_id, self._bulletin, self._bulletin)
         self._conducts: Recent[NodeId, Conduct] = Recent(MAX_CONDUCTS)
@@ -135,8 +144,7 @@ class Audits:
             log.info("receipt %s is not audited: it or its epoch is forgotten", case.receipt)
             return
         receipt = from_json(stored)
-        if self._secure is not None:
-            await self._secure(receipt, case.claim)
+        signed = None if self._secure is None else await self._secure(receipt, case.claim)
         hearing = Hearing(
             auditor=self._auditor,
             transport=self._transport,
@@ -151,12 +159,15 @@ class Audits:
         )
         heard = await hearing.hold()
         self._metrics.audits.labels(heard.verdict.verdict).inc()
-        await self._receipts.note(receipt.id, _note(case.claim, heard))
+        note = _note(case.claim, heard)
+        await self._receipts.note(receipt.id, note)
         self._audited(case.claim.node, heard.verdict.verdict)
         self._learn(case.claim.node, heard)
         if heard.verdict.verdict == "INVALID":
             log.warning("audit of receipt %s: %s", receipt.id, heard.verdict.message)
             self._accuse(receipt, case.claim, heard)
+            if signed is not None and self._sue is not None:
+                await self._sue(receipt, signed, heard, note)
 
     def _address(self, node: NodeId) -> PeerAddress | None:
         entry = self._members.find(node)

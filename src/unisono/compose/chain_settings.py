@@ -57,5 +57,8 @@ class SellerSettings(msgspec.Struct, frozen=True):
     """The service level that is promised, an index into `wire.terms.TIERS`."""
     stake: int = 0
     """Units to be staked in the registry before anything is sold."""
+    bench: int = 0
+    """Units of a deposit for the committee's bench: the node may be drawn to compute answers of
+    others again, for a fee. 0: it stays where it is, on the bench or not."""
     floor: FloorSettings | None = None
     """What prices follow from; None: they are those above."""

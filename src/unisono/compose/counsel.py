@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
@@ -29,6 +30,7 @@ from unisono.errors import (
 )
 from unisono.models.store import StoredModel
 from unisono.settlement.advocates import Appeal, Case, State
+from unisono.settlement.awards import Awards
 from unisono.settlement.briefs import Brief, Briefs, encode_state
 from unisono.settlement.claims import court_domain, settlement_claim
 from unisono.settlement.courthouses import CourtRules, court_rules, courthouse
@@ -36,6 +38,7 @@ from unisono.settlement.disputes import Courthouse, Dispute, Opening
 from unisono.settlement.eip712 import Domain, checksummed
 from unisono.types import canonical
 from unisono.verification.fraud.descriptors import Descriptors, descriptors
+from unisono.verification.fraud.game import Party
 from unisono.verification.fraud.wire import checked_rows
 from unisono.wire.claims import epoch_at
 
@@ -68,6 +71,7 @@ class Counsel:
         self._respondent, self._model, self._program = respondent, model, program
         self._key, self._deployment = wallet.key, wallet.deployment
         self._house, self._rules, self._clock = house, rules, clock
+        self._awards = Awards(house.ledger, house.desk, wallet.deployment)
         self._poll_seconds = poll_seconds
         self._briefs = Briefs(None if wallet.folder is None else wallet.folder / "briefs")
         self._seats = Seats(respondent)
@@ -131,6 +135,10 @@ class Counsel:
             self._briefs.keep(digest, msgspec.structs.replace(brief, claim=claim))
         return claim.signature
 
+    def brief(self, claim: bytes) -> Brief | None:
+        """What was kept of a claim that was signed for the chain, by its digest."""
+        return self._briefs.find(claim)
+
     async def run(self) -> None:
         """Watch the court, and defend, until cancelled."""
         first, failures = self._deployment.block, 0
@@ -181,9 +189,19 @@ class Counsel:
                 await self._clock.sleep(delay)
                 delay = min(2 * delay, LONGEST_RETRY)
                 continue
-            ended = "lost" if not state.challenger_lost else "won"
-            log.warning("game %s… about a claim of this node is %s", name, ended)
+            if state.challenger_lost:
+                log.warning("game %s… about a claim of this node is won", name)
+                await self._collect()
+            else:
+                log.error("game %s… about a claim of this node is lost", name)
             return
+
+    async def _collect(self) -> None:
+        """Have paid out what false challenges brought."""
+        try:
+            await self._awards.collect(self._key.address)
+        except SettlementError as error:
+            log.warning("what was awarded is not paid out, `unisono wallet collect`: %s", error)
 
     def _forget(self) -> None:
         rules = self._rules
@@ -194,11 +212,23 @@ class Counsel:
         return court_domain(self._deployment.chain_id, self._house.court.address)
 
 
+class Processes(Protocol):
+    """What starts processes that compute for disputes."""
+
+    async def process(self, nice: int, threads: int) -> Regeneration:
+        """One; whoever asks for it closes it.
+
+        Raises:
+            PeerRefused: it does not start.
+        """
+        ...
+
+
 class Seats:
     """Processes that compute for disputes: so many, for whoever's turn it is."""
 
-    def __init__(self, respondent: Respondent, count: int = PROCESSES) -> None:
-        self._respondent, self._count = respondent, count
+    def __init__(self, processes: Processes, count: int = PROCESSES) -> None:
+        self._processes, self._count = processes, count
         self._turns = asyncio.Semaphore(count)
         self._idle: OrderedDict[Pleading, None] = OrderedDict()
 
@@ -215,7 +245,7 @@ class Seats:
                 while len(self._idle) >= self._count:
                     oldest, _ = self._idle.popitem(last=False)
                     await oldest.close()
-                pleading.process = await self._respondent.process(DISPUTE_NICE, dispute_threads())
+                pleading.process = await self._processes.process(DISPUTE_NICE, dispute_threads())
             try:
                 appeal = await pleading.speak()
             except PeerRefused as refusal:
@@ -242,6 +272,7 @@ class Pleading:
     brief: bytes
     state: State
     loop: asyncio.AbstractEventLoop
+    party: Party = "defender"
     process: Regeneration | None = None
 
     def __post_init__(self) -> None:
@@ -257,7 +288,7 @@ class Pleading:
 
     def appeal(self) -> Appeal | None:
         """See `Pleader.appeal`; called in a thread."""
-        if self.state.turn != "defender":
+        if self.state.turn != self.party:
             return None
         return asyncio.run_coroutine_threadsafe(self.seats.speak(self), self.loop).result()
 
@@ -265,7 +296,7 @@ class Pleading:
         """Tell the process what it does not know yet, and ask it."""
         assert self.process is not None
         if self._told < 0:
-            await self.process.ask(Plead(self.brief, encode_state(self._first)))
+            await self.process.ask(Plead(self.brief, encode_state(self._first), self.party))
             self._told = 0
         while self._told < len(self._heard):
             state, shown = self._heard[self._told]

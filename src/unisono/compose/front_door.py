@@ -17,6 +17,7 @@ from unisono.wire.audit_messages import (
 )
 from unisono.wire.frames import decode_frame, encode_frame
 from unisono.wire.gossip_messages import Beat, Exchange
+from unisono.wire.jury_messages import JuryTask
 from unisono.wire.messages import Ping, Pong, Refused
 from unisono.wire.notices import NoticesAsked, NoticesTold
 from unisono.wire.payment_messages import CreditAsked
@@ -25,6 +26,7 @@ from unisono.wire.verification_messages import ReplayTask, RowsTask
 
 if TYPE_CHECKING:  # gateways use this door too, and have neither
     from unisono.compose.credit_desk import CreditDesk
+    from unisono.compose.jury_duty import JuryDuty
     from unisono.compose.respondent import Respondent
     from unisono.verification.fraud.hosting import GameHost
     from unisono.verification.stakes.member import Member
@@ -50,6 +52,8 @@ class FrontDoor:
         """Hears and tells notices."""
         self.committee: Member | None = None
         """Replays for auditors; None: this member computes nothing (yet)."""
+        self.jury: JuryDuty | None = None
+        """Sits in cases of a chain's committee; None: this node is on no chain's bench."""
 
     async def handle(self, stream: Stream) -> None:
         """Serve one stream that a peer opened.
@@ -69,6 +73,8 @@ class FrontDoor:
             await self.board.handle(stream, message, body)
         elif self.committee is not None and isinstance(message, ReplayTask | RowsTask):
             await self.committee.handle(stream, message, body)
+        elif self.jury is not None and isinstance(message, JuryTask):
+            await self.jury.handle(stream, message, body)
         elif self.credits is not None and isinstance(message, CreditAsked):
             await self.credits.handle(stream, message)
         elif isinstance(message, Ping):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,11 +52,11 @@ from unisono.wire.transports import make_transport
 from unisono.wire.transports.base import Stream, Transport
 
 if TYPE_CHECKING:
+    from unisono.compose.accusations import Accusations
+    from unisono.compose.audits import Secure
     from unisono.compose.staked import StakedMembers
     from unisono.compose.wallet import Wallet
     from unisono.settlement.payments.purse import Purse
-    from unisono.verification.receipt import Receipt
-    from unisono.wire.claims import HopClaim
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +106,9 @@ class FrontSettings(msgspec.Struct, frozen=True):
     """Where nodes are paid; None: only those that serve for nothing are asked."""
     price_seconds: float = 0.1
     """See `SwarmSettings`."""
+    accuse: bool = True
+    """Whether claims that audits find false are taken to the committee of the chain, with a bond;
+    only where nodes are paid."""
     least_stake: int = 0
     """Units that every hop must have staked, whatever a request asks for."""
     service_window: int = WINDOW_SECONDS
@@ -164,6 +166,7 @@ class Front:
         self.model: StoredModel | None = None
         self.receipts: ReceiptStore | None = None
         self.wallet: Wallet | None = None
+        self.accusations: Accusations | None = None
         self.levels: ServiceLevels | None = None
         self.replica: Replica | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -232,12 +235,17 @@ class Front:
             self.replica.network if self.replica else None,
         )
         metrics = self.metrics
+        self.receipts = ReceiptStore(
+            Path(settings.receipts) if settings.receipts else None,
+            max_count=settings.receipts_kept,
+        )
         purse: Purse | None = None
         members: Members = self.members
         secure = None
         if settings.chain is not None:
             purse, staked = await self._open_wallet(settings.chain)
             members, secure = staked, self._secured(staked, model)
+            await self._accuse(model)
         self.swarm = Swarm(
             self._transport,
             self.identity.node_id,
@@ -260,10 +268,6 @@ class Front:
         levels = self.levels = self._measure(purse)
         for convicted in self.herald.bulletin.convicted:
             self._convict(convicted.node)
-        self.receipts = ReceiptStore(
-            Path(settings.receipts) if settings.receipts else None,
-            max_count=settings.receipts_kept,
-        )
         self.audits = Audits(
             self.identity,
             self._transport,
@@ -277,6 +281,7 @@ class Front:
             self.swarm.convict,
             levels.audited,
             secure,
+            self.accusations.sue if self.accusations and settings.accuse else None,
         )
         self._tasks.append(asyncio.create_task(self.audits.run()))
         service = GatewayService(
@@ -325,9 +330,7 @@ class Front:
             purse,
         )
 
-    def _secured(
-        self, members: StakedMembers, model: StoredModel
-    ) -> Callable[[Receipt, HopClaim], Awaitable[object]] | None:
+    def _secured(self, members: StakedMembers, model: StoredModel) -> Secure | None:
         """What has claims signed for the chain; None where no court is."""
         assert self.wallet is not None
         deployment, folder = self.wallet.deployment, self.wallet.folder
@@ -344,6 +347,29 @@ class Front:
             model,
             None if folder is None else folder / "sureties",
         ).secure
+
+    async def _accuse(self, model: StoredModel) -> None:
+        """Follow cases before the committee of the chain, where there is one."""
+        from unisono.compose.accusations import Accusations
+
+        assert self.wallet is not None
+        assert self.receipts is not None
+        self.accusations = await Accusations.open(
+            self.wallet,
+            self.identity,
+            self._transport,
+            self._address_of,
+            self._clock,
+            model,
+            self.receipts,
+            self.metrics,
+        )
+        if self.accusations is not None:
+            self._tasks.append(asyncio.create_task(self.accusations.run()))
+
+    def _address_of(self, node: NodeId) -> PeerAddress | None:
+        entry = self.members.find(node)
+        return None if entry is None or entry.record.leaving else entry.record.address
 
     async def _open_wallet(self, chain: ChainSettings) -> tuple[Purse, StakedMembers]:
         """What pays nodes, and the members with the stakes that they have."""

@@ -84,6 +84,8 @@ class Heard:
     """Of that committee."""
     planted: Audited | None = None
     """A committee that sat about what was known already."""
+    rows: Rows | None = None
+    """What came into the hop, int64 [positions, hidden]; None for one that begins the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ class Hearing:
                 verdict = Verdict("INCONCLUSIVE", message="not one node took the task")
             else:
                 verdict = audited.outcome.judge(self.claim, rows_in)
-            heard = Heard(verdict, audited, seats)
+            heard = Heard(verdict, audited, seats, rows=rows)
             larger = self._seats(larger_committee(seats) or seats)
             if verdict.verdict != "INCONCLUSIVE" or larger <= seats:
                 break

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,7 +18,7 @@ from unisono.compose.node_settings import beacon_operators, join_addresses
 from unisono.compose.offer import model_facts, offered_memory
 from unisono.compose.reach import Reach
 from unisono.compose.regenerating import HOLDINGS, Load
-from unisono.compose.replays import EngineReplayer
+from unisono.compose.replays import EngineReplayer, StoreReplayer
 from unisono.compose.respondent import Respondent
 from unisono.compose.sale import Sale
 from unisono.errors import ConfigurationError, PeerGone, PeerRefused, WireError
@@ -36,10 +37,14 @@ from unisono.routing.placement import NodeFacts, choose_block, should_move
 from unisono.types import LayerRange, PeerAddress
 from unisono.verification.fraud.hosting import GameHost
 from unisono.verification.stakes.member import Member
+from unisono.verification.stakes.work import Recomputer
 from unisono.wire.identity import Identity
 from unisono.wire.records import NodeRecord
 from unisono.wire.transports import make_transport
 from unisono.wire.transports.base import Transport
+
+if TYPE_CHECKING:  # nodes without a chain do not load its libraries
+    from unisono.compose.counsel import Counsel
 
 log = logging.getLogger(__name__)
 
@@ -168,6 +173,7 @@ class Node:
             if counsel is not None:
                 self._door.respondent.counsel = counsel
                 self._tasks.append(asyncio.create_task(counsel.run()))
+                await self._take_duty(self._sale, counsel, model)
         if self.layers is None and not self._bootstrap:
             self.layers = LayerRange(0, model.layer_count)
         joined = False
@@ -265,6 +271,23 @@ class Node:
             hidden=model.manifest.config.hidden_size,
             max_positions=MAX_REPLAYED,
         )
+
+    async def _take_duty(self, sale: Sale, counsel: Counsel, model: StoredModel) -> None:
+        """Sit where the committee of a chain draws this node, and contest what is said wrongly of
+        its claims."""
+        from unisono.compose.jury_duty import Bench
+
+        # the weights of the store, whose hashes are checked: those in memory may be the fault
+        stored = StoreReplayer(model, self._settings.threads or 1)
+
+        def recomputer(layers: LayerRange) -> Recomputer:
+            engine = self._engine
+            return EngineReplayer(engine) if engine and self.layers == layers else stored
+
+        bench = Bench(model.id, model.manifest.config.hidden_size, MAX_REPLAYED, recomputer)
+        duty = self._door.jury = await sale.jury_duty(counsel, self.identity, bench, stored)
+        if duty is not None:
+            self._tasks.append(asyncio.create_task(duty.run()))
 
     def _last_signed(self) -> Path | None:
         """Where a node that has a stake notes when it signed."""

@@ -4,23 +4,33 @@ game with a bond, plays it to its end, and collects."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from unisono.clock import Clock
-from unisono.errors import PeerCheating, PeerRefused
+from unisono.errors import LedgerUnreachable, PeerCheating, PeerRefused, TransactionRefused
 from unisono.settlement.advocates import Case, Prosecution, State
+from unisono.settlement.awards import Awards
 from unisono.settlement.briefs import Brief
 from unisono.settlement.claims import SettlementClaim, court_domain, settlement_claim
-from unisono.settlement.courthouses import contract_of, court_rules, courthouse, read
-from unisono.settlement.disputes import Courthouse, Dispute, Opening
+from unisono.settlement.courthouses import (
+    CourtRules,
+    contract_of,
+    court_rules,
+    courthouse,
+    dossier_of,
+    read,
+)
+from unisono.settlement.disputes import Courthouse, Dispute, Maker, Opening
+from unisono.settlement.eip712 import Domain
 from unisono.settlement.ledger.deploy import COIN
 from unisono.settlement.ledger.deployment import Deployment
 from unisono.settlement.ledger.intents import Intent
 from unisono.settlement.ledger.ledger import Ledger, Log
 from unisono.settlement.ledger.outbox import Outbox
 from unisono.settlement.ledger.shortfall import shortfall
-from unisono.settlement.stakes import DECIMALS, MAX_UINT
-from unisono.types import EvmAddress, canonical
+from unisono.settlement.stakes import DECIMALS, MAX_UINT, Registry
+from unisono.types import EvmAddress, NodeId, canonical
 from unisono.verification.fraud.descriptors import Descriptors
 from unisono.verification.fraud.moves import Subject
 from unisono.verification.fraud.parties import Challenger
@@ -31,6 +41,8 @@ from unisono.wire.transports.base import Stream
 
 SECONDS = 600.0
 """For a transaction to become final."""
+MOST_AWAY, LONGEST_AWAY = 20, 30.0
+"""How often the chain may be away in one game, and seconds before it is asked again."""
 PHASES = {
     0: "commit",
     1: "choose",
@@ -115,6 +127,10 @@ class Outcome:
     refunded: int
     """Units that the payer got."""
     collecting_gas: int
+    on_time: bool
+    """False: the loser did not move in time, so that nobody judged a step."""
+    was_over: bool
+    """It had ended before this account looked."""
 
     @property
     def gas(self) -> int:
@@ -130,8 +146,8 @@ class Plaintiff:
     ) -> None:
         self._ledger, self._outbox, self._deployment = ledger, outbox, deployment
         self.house: Courthouse = courthouse(ledger, outbox, deployment, clock)
-        self._registry = contract_of(deployment, "registry")
         self._coin = contract_of(deployment, COIN)
+        self._awards = Awards(ledger, outbox, deployment)
 
     async def challenge(
         self, case: Case, player: Challenger, poll_seconds: float, told: Told = lambda text: None
@@ -143,25 +159,64 @@ class Plaintiff:
             TransactionRefused: the court does not hear it, and says why.
             SettlementError: the chain is away, or a move is not final in time.
         """
+        return await self.play(
+            case, lambda state: Prosecution(case, state, player), poll_seconds, told
+        )
+
+    async def play(
+        self, case: Case, maker: Maker, poll_seconds: float, told: Told = lambda text: None
+    ) -> Outcome:
+        """`challenge` by an advocate that `maker` makes.
+
+        Raises: as `challenge`.
+        """
+        await self._sent(case)
         opening = await self._opened(case)
         if opening is None:
             told("placing the bond")
-            await self._bond()
+            await self._bond(case.claim)
             opening = await self.house.open(case, str((await self._ledger.head()).number))
         told("playing")
-        dispute = Dispute(self.house, case, opening, lambda state: Prosecution(case, state, player))
-        state = await dispute.run(poll_seconds)
+        dispute = Dispute(self.house, case, opening, maker)
+        await dispute.look()
+        was_over = dispute.is_settled
+        state = await self._followed(dispute, poll_seconds, told)
         told("collecting")
-        return await self._outcome(case, opening, state)
+        return await self._outcome(case, opening, state, was_over)
+
+    async def _sent(self, case: Case) -> None:
+        """Wait for the challenge that a process of this account sent, if it was killed then."""
+        appeal = case.opening()
+        data = self.house.court.encode(appeal.function, *appeal.arguments)
+        for entry in await self._outbox.open_entries():
+            if entry.intent.data == data:
+                with suppress(TransactionRefused):
+                    await self._outbox.final(entry.id, SECONDS)
+
+    async def _followed(self, dispute: Dispute, poll_seconds: float, told: Told) -> State:
+        """Play to the end, also if the chain is away now and then."""
+        for times in range(MOST_AWAY):
+            try:
+                return await dispute.run(poll_seconds)
+            except LedgerUnreachable:
+                told("the chain does not answer: asking it again")
+                await self.house.clock.sleep(min(LONGEST_AWAY, 2.0**times))
+        try:
+            return await dispute.run(poll_seconds)
+        except LedgerUnreachable as error:
+            raise LedgerUnreachable(
+                f"{error}; the game goes on, and this side loses it unless it comes back in time"
+            ) from error
 
     async def _opened(self, case: Case) -> Opening | None:
         head = await self._ledger.head()
         found = await self.house.against(case, self._deployment.block, head.number)
         return next((x for x in found if x.state.challenger == self._outbox.account), None)
 
-    async def _bond(self) -> None:
+    async def _bond(self, claim: SettlementClaim) -> None:
         rules = await court_rules(self._ledger, self._deployment)
-        bond, account, court = rules.bond, self._outbox.account, self.house.court.address
+        account, court = self._outbox.account, self.house.court.address
+        bond = await self._price(claim, rules)
         have = await read(self._ledger, self._coin, "balanceOf", account)
         if have < bond:
             raise shortfall(
@@ -177,9 +232,42 @@ class Plaintiff:
             purpose = "letting the court take bonds"
             await self._outbox.perform(Intent(self._coin.address, data, purpose=purpose), SECONDS)
 
-    async def _outcome(self, case: Case, opening: Opening, state: State) -> Outcome:
+    async def check_stake(self, claim: SettlementClaim) -> None:
+        """Whether the signature of a claim has a stake behind it.
+
+        Raises:
+            TransactionRefused: it has none.
+        """
+        signer, node = claim.signer(self._domain()), NodeId(claim.node.hex())
+        record = await Registry(self._ledger, self._deployment).record(node, signer)
+        if not record.stake + record.leaving:
+            raise TransactionRefused(
+                f"nothing is at stake: {signer} signed the claim, and has no stake on node "
+                f"{node[:16]}… in this deployment on chain {self._deployment.chain_id}; it was "
+                "lost or withdrawn, or the claim is for another chain"
+            )
+
+    async def _price(self, claim: SettlementClaim, rules: CourtRules) -> int:
+        """The bond of the next game about a claim.
+
+        Raises:
+            TransactionRefused: there is nothing to be won.
+        """
+        digest, signer = claim.digest(self._domain()), claim.signer(self._domain())
+        dossier = await dossier_of(self._ledger, self._deployment, digest, signer)
+        if dossier.convicted:
+            raise TransactionRefused("the node was convicted of this claim already")
+        await self.check_stake(claim)
+        return rules.bond_of(dossier.games + 1)
+
+    def _domain(self) -> Domain:
+        return court_domain(self._deployment.chain_id, self.house.court.address)
+
+    async def _outcome(self, case: Case, opening: Opening, state: State, was_over: bool) -> Outcome:
         logs = await self._logs(opening)
         plays, amount = await self._plays(opening, logs)
+        decided = self.house.court.topic("Decided")
+        on_time = any(log.topics[0] == decided for log in logs)
         collected, first = await self.collect(self._outbox.account)
         refunded, second = await self.collect(case.claim.payer)
         return Outcome(
@@ -191,21 +279,13 @@ class Plaintiff:
             collected,
             refunded,
             first + second,
+            on_time,
+            was_over,
         )
 
     async def collect(self, owner: EvmAddress) -> tuple[int, int]:
-        """Pay out what court and registry owe somebody: units, and the gas of it."""
-        units = gas = 0
-        for contract in (self._registry, self.house.court):
-            owed = await read(self._ledger, contract, "credit", owner)
-            if not owed:
-                continue
-            data = contract.encode("collect", owner)
-            key = str((await self._ledger.head()).number)
-            intent = Intent(contract.address, data, key=key, purpose=f"collecting for {owner}")
-            receipt = await self._outbox.perform(intent, SECONDS)
-            units, gas = units + owed, gas + receipt.gas_used
-        return units, gas
+        """Pay out what the network's judges owe somebody: units, and the gas of it."""
+        return await self._awards.collect(owner)
 
     async def _logs(self, opening: Opening) -> list[Log]:
         head = await self._ledger.head()

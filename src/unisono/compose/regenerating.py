@@ -24,11 +24,17 @@ from unisono.wire.identity import Identity
 
 if TYPE_CHECKING:  # a process that only audits knows no chain
     from unisono.settlement.advocates import Appeal
+    from unisono.settlement.briefs import Brief
+    from unisono.verification.fraud.holdings import Holdings
+    from unisono.verification.fraud.parties import Target
 
 LENGTH_BYTES = 4
 """Before every message on a pipe: how long it is."""
 
+Party = Literal["defender", "challenger"]
 Load = Callable[[StoredModel, LayerRange], BlockWeights]
+WEIGHTS = "unisono.models.loading:load_block"
+"""What reads a block's weights."""
 HOLDINGS = "unisono.verification.fraud.positions:holdings_of"
 """What makes the holdings that a node defends in disputes; tests and demonstrations put liars in
 its place."""
@@ -86,6 +92,7 @@ class Plead(msgspec.Struct, frozen=True, tag=True):
     brief: bytes
     state: bytes
     """As the court logged it first, in the form of `settlement.briefs`."""
+    party: Party = "defender"
 
 
 class Logged(msgspec.Struct, frozen=True, tag=True):
@@ -207,10 +214,10 @@ class Work:
         return msgspec.msgpack.encode(side.speak(player))
 
     def _plead(self, ask: Plead) -> bytes:
-        from unisono.settlement.advocates import Case, Defence
+        from unisono.settlement.advocates import Case, Defence, Prosecution
         from unisono.settlement.briefs import decode_brief, decode_state
         from unisono.verification.fraud.descriptors import descriptors
-        from unisono.verification.fraud.parties import Defender
+        from unisono.verification.fraud.parties import Challenger, Defender
         from unisono.verification.fraud.wire import checked_rows
 
         brief = decode_brief(ask.brief)
@@ -220,20 +227,44 @@ class Work:
         rows = checked_rows(subject, brief.widths, brief.rows) if brief.widths else None
         weights = self._load(self._model, subject.claim.layers)
         holdings = _named(self._holdings)(subject, weights, brief.answer, rows)
-        case = Case(subject, brief.claim, descriptors(subject.manifest))
-        defence = Defence(case, decode_state(ask.state), Defender(self._identity, holdings))
+        case, state = Case(subject, brief.claim, descriptors(subject.manifest)), ask.state
+        if ask.party == "defender":
+            advocate = Defence(case, decode_state(state), Defender(self._identity, holdings))
+        else:
+            target = self._target(brief, weights, holdings)
+            advocate = Prosecution(
+                case, decode_state(state), Challenger(self._identity, holdings, target)
+            )
 
         def speak(asked: Ask) -> bytes:
             if isinstance(asked, Logged):
-                defence.hear(decode_state(asked.state), asked.shown)
+                advocate.hear(decode_state(asked.state), asked.shown)
                 return b""
             if not isinstance(asked, Speak):
                 raise PeerCheating("no part of a dispute on a chain")
-            appeal = defence.appeal()
+            appeal = advocate.appeal()
             return b"" if appeal is None else msgspec.msgpack.encode(_spoken(appeal))
 
         self._answer = speak
         return b""
+
+    def _target(self, brief: Brief, weights: BlockWeights, holdings: Holdings) -> Target | None:
+        """What cannot be true of what a claim signs, where its node defends honest numbers."""
+        from unisono.models.decoder import make_decoder
+        from unisono.settlement.jury_work import work_of
+        from unisono.verification.fraud.parties import first_other_row, first_other_token
+        from unisono.verification.stakes.work import recompute
+
+        subject, config = brief.subject, self._model.manifest.config
+        found = first_other_row(subject.claim, holdings)
+        if found is None and subject.tokens:
+            decoder = make_decoder(config, weights)
+            try:
+                drawn = recompute(decoder, work_of(brief, config.hidden_size)).tokens
+            finally:
+                decoder.close()
+            found = first_other_token(subject, holdings.hop, drawn)
+        return found
 
 
 def _spoken(appeal: Appeal) -> Spoken:

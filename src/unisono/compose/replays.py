@@ -1,12 +1,18 @@
-"""A node's engine as a committee member's replayer: a replay is a prefill among the others."""
+"""What computes for committees in a node: its engine, where a replay is a prefill among the others,
+or the weights of its store."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from unisono.errors import CapacityMissing, UnisonoError
 from unisono.execution.engine import Engine, StepResult
-from unisono.verification.stakes.work import ReplayWork
+from unisono.models.decoder import make_decoder
+from unisono.models.loading import load_block
+from unisono.models.store import StoredModel
+from unisono.verification.stakes.work import Recomputed, ReplayWork, recompute
+from unisono.wire.claims import rows_root
 from unisono.wire.verification_messages import ReplayResult
 
 
@@ -36,6 +42,15 @@ class EngineReplayer:
         step = await self._step(work)
         return step.widths, step.encoded
 
+    async def recompute(self, work: ReplayWork) -> Recomputed:
+        """See `Recomputer.recompute`.
+
+        Raises: as `replay`.
+        """
+        step = await self._step(work)
+        tokens = tuple(sampled.token for sampled in step.tokens)
+        return Recomputed(rows_root(list(step.hashes)), tokens)
+
     async def _step(self, work: ReplayWork) -> StepResult:
         decoder = self._engine.decoder
         if work.layers != decoder.layers:
@@ -47,3 +62,29 @@ class EngineReplayer:
             return await self._engine.step(cache, 0, work.source, work.draws)
         finally:
             self._engine.release(cache)
+
+
+class StoreReplayer:
+    """Replays of any block of a stored model: its weights are read and checked for one replay, and
+    given back. One at a time."""
+
+    def __init__(self, model: StoredModel, threads: int = 1) -> None:
+        self._model, self._threads = model, threads
+        self._turn = asyncio.Semaphore(1)
+
+    async def recompute(self, work: ReplayWork) -> Recomputed:
+        """See `Recomputer.recompute`.
+
+        Raises:
+            UnisonoError: the model has no such block, or it is damaged here.
+        """
+        async with self._turn:
+            return await asyncio.to_thread(self._recompute, work)
+
+    def _recompute(self, work: ReplayWork) -> Recomputed:
+        weights = load_block(self._model, work.layers)
+        decoder = make_decoder(self._model.manifest.config, weights, threads=self._threads)
+        try:
+            return recompute(decoder, work)
+        finally:
+            decoder.close()

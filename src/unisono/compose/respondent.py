@@ -18,6 +18,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -26,6 +27,7 @@ from unisono.clock import Clock
 from unisono.compose.regenerating import (
     HOLDINGS,
     LENGTH_BYTES,
+    WEIGHTS,
     Ask,
     Declined,
     Defend,
@@ -104,13 +106,14 @@ class Respondent:
     ) -> None:
         """`weights` reads a block: a function at the top of a module. `epoch_seconds`: the
         network's length of an epoch, which claims name. `holdings`: see `regenerating.Setup`."""
-        self._holdings = holdings
         self.counsel: Counsel | None = None
         """Signs claims for a chain and answers for them there; None: nobody does."""
         self._epoch_seconds = epoch_seconds
         self._identity, self._model = identity, model
         self._kept, self._clock = kept, clock
-        self._weights = f"{weights.__module__}:{weights.__qualname__}"
+        self._study = Study(
+            identity, model, f"{weights.__module__}:{weights.__qualname__}", holdings
+        )
         self._audits = _Turns(MAX_AUDITS, AUDITS_PER_CLAIM)
         self._disputes = _Turns(MAX_DISPUTES, DISPUTES_PER_CLAIM)
         self._bucket = Bucket(AUDITS_PER_MINUTE / 60, AUDITS_AT_ONCE, clock)
@@ -225,21 +228,8 @@ class Respondent:
         await stream.send(encode_frame(SettlementSigned(), signature))
 
     async def process(self, nice: int, threads: int) -> Regeneration:
-        """A process that computes again; whoever asks for one closes it.
-
-        Raises:
-            PeerRefused: it does not start.
-        """
-        setup = Setup(
-            self._identity.secret_seed(),
-            str(self._model.path.parent.parent),
-            self._model.id,
-            self._weights,
-            self._holdings,
-            threads,
-            nice,
-        )
-        return await Regeneration.start(setup)
+        """See `Study.process`."""
+        return await self._study.process(nice, threads)
 
 
 class _Turns:
@@ -270,6 +260,35 @@ class _Turns:
             yield
         finally:
             self._running -= 1
+
+
+@dataclass(frozen=True)
+class Study:
+    """Starts processes that compute again, of one party and one model."""
+
+    identity: Identity
+    model: StoredModel
+    weights: str = WEIGHTS
+    """MODULE:NAME of what reads a block's weights."""
+    holdings: str = HOLDINGS
+    """See `regenerating.Setup`."""
+
+    async def process(self, nice: int, threads: int) -> Regeneration:
+        """One; whoever asks for it closes it.
+
+        Raises:
+            PeerRefused: it does not start.
+        """
+        setup = Setup(
+            self.identity.secret_seed(),
+            str(self.model.path.parent.parent),
+            self.model.id,
+            self.weights,
+            self.holdings,
+            threads,
+            nice,
+        )
+        return await Regeneration.start(setup)
 
 
 class Regeneration:

@@ -23,12 +23,14 @@ from unisono.wire.records import LEASE_SECONDS, NodeRecord
 if TYPE_CHECKING:
     from unisono.compose.counsel import Counsel
     from unisono.compose.credit_desk import CreditDesk
+    from unisono.compose.jury_duty import Bench, JuryDuty
     from unisono.compose.respondent import Respondent
     from unisono.compose.wallet import Wallet
     from unisono.market.pricing import Machine
     from unisono.models.store import StoredModel
     from unisono.settlement.payments.till import Till
     from unisono.settlement.stakes import OwnStake
+    from unisono.verification.stakes.work import Recomputer
 
 log = logging.getLogger(__name__)
 
@@ -99,10 +101,13 @@ class Sale:
         try:
             own = None
             till = wallet.till(seller, layer_count, window_seconds)
-            if seller.stake:
+            if seller.stake or seller.bench:
                 report("staking")
                 own = wallet.own_stake(identity)
                 till.staked((await own.ensure(seller.stake)).counts)
+            if seller.bench:
+                report("taking a place on the committee's bench")
+                await wallet.own_place(identity).ensure(seller.bench)
             return cls(wallet, till, seller, clock, layer_count, own, machine)
         except BaseException:
             await wallet.close()
@@ -146,6 +151,22 @@ class Sale:
         from unisono.compose.counsel import Counsel
 
         return await Counsel.open(respondent, self._wallet, model, self._clock, epoch_seconds)
+
+    async def jury_duty(
+        self, counsel: Counsel, identity: Identity, bench: Bench, judge: Recomputer
+    ) -> JuryDuty | None:
+        """This node before the committee of its chain; None where there is none.
+
+        Args:
+            judge: what computes this node's own claims again when they are contradicted.
+
+        Raises:
+            ConfigurationError: its file cannot be used.
+            SettlementError: the chain does not answer.
+        """
+        from unisono.compose.jury_duty import duty_of
+
+        return await duty_of(self._wallet, counsel, identity, bench, judge, self._clock)
 
     def priced(self, record: NodeRecord) -> NodeRecord:
         """A record with what is asked; unsigned. The floor of a machine is found once a minute,

@@ -13,6 +13,9 @@ from unisono.clock import Clock
 from unisono.compose.chain_settings import ChainSettings, SellerSettings
 from unisono.errors import ConfigurationError
 from unisono.market.sla import WINDOW_SECONDS
+from unisono.settlement.bench import COMMITTEE, OwnPlace
+from unisono.settlement.committees import JuryHouse
+from unisono.settlement.courthouses import contract_of
 from unisono.settlement.eip712 import parse_address
 from unisono.settlement.ledger.deployment import Deployment
 from unisono.settlement.ledger.keys import Keystore, read_passphrase
@@ -192,6 +195,23 @@ class Wallet:
     def registry(self) -> Registry:
         """What says what others have staked."""
         return Registry(self.ledger, self.deployment)
+
+    def jury_house(self) -> JuryHouse:
+        """The committee of this network's chain.
+
+        Raises:
+            ConfigurationError: the network has none.
+        """
+        committee = contract_of(self.deployment, COMMITTEE)
+        return JuryHouse(self.ledger, self.outbox, committee, self._clock)
+
+    def own_place(self, identity: Identity) -> OwnPlace:
+        """This account's place on the committee's bench, for a node.
+
+        Raises:
+            ConfigurationError: the network has no committee.
+        """
+        return OwnPlace(self.jury_house(), self.deployment, self.key.address, identity.node_id)
 
     async def close(self) -> None:
         """Stop, keeping what is at rest; idempotent."""

@@ -105,6 +105,21 @@ class GatewayMetrics:
             "Nodes that are proven to have signed something false",
             registry=self.registry,
         )
+        self.cases = Counter(
+            f"{PREFIX}_cases",
+            "Cases about false claims before a chain's committee, by how they ended",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.case_units = Counter(
+            f"{PREFIX}_case_units",
+            "Units of the coin in these cases: paid for bonds and fees, and got when they ended",
+            ["way"],
+            registry=self.registry,
+        )
+        self.open_cases = Gauge(
+            f"{PREFIX}_open_cases", "Cases that are not over", registry=self.registry
+        )
         self.disconnects = Counter(
             f"{PREFIX}_disconnects",
             "Clients that left before their answer was complete",

@@ -19,15 +19,17 @@ from unisono.clock import Clock
 from unisono.errors import SettlementError, TransactionRefused
 from unisono.settlement.claims import SettlementClaim
 from unisono.settlement.disputes import Desk
-from unisono.settlement.eip712 import address_word
+from unisono.settlement.eip712 import Domain, address_word
 from unisono.settlement.ledger.contract import Contract
 from unisono.settlement.ledger.intents import Intent
-from unisono.settlement.ledger.ledger import Call, ChainReceipt, Ledger
+from unisono.settlement.ledger.ledger import Call, ChainReceipt, Head, Ledger
 from unisono.settlement.signature import SettlementKey
 from unisono.types import EvmAddress
 
 POLL_SECONDS = 2.0
 """Between two looks at the chain."""
+REMEMBERED = 256
+"""Blocks whose hashes a contract can see: so long after the block of a draw it can be made."""
 ABSTAIN = bytes(32)
 """The result of a member that was not given what it needs: no fee, no fine."""
 
@@ -167,6 +169,49 @@ class JuryHouse:
                 return event[1]["case"]
         raise SettlementError("the contract took the accusation and logged no case")
 
+    async def price(self, claim: SettlementClaim, domain: Domain, seats: int) -> int:
+        """Units that a case about a claim costs its opener now: the bond, and a fee per seat.
+
+        Raises:
+            TransactionRefused: the contract would call the claim faulty, and take of the bond.
+        """
+        signed = claim.digest(domain), claim.node, claim.signer(domain)
+        rules, dossier = await self.rules(), await self._read("dossier", *signed)
+        length, now = rules.epoch_seconds, self.clock.now()
+        last = (claim.epoch + 1) * length + rules.claim_seconds
+        if claim.epoch > now // length + 1 or now > last:
+            raise TransactionRefused(
+                f"a claim of epoch {claim.epoch} cannot be accused now: the committee counts "
+                f"epochs of {length} s, and takes claims for {rules.claim_seconds:,} s"
+            )
+        return rules.bond * (dossier[0] + 1) + seats * rules.fee
+
+    async def present(self) -> int:
+        """Members of the bench that a case opened now can draw."""
+        return int(await self._read("present"))
+
+    def is_past(self, head: Head, second: int) -> bool:
+        """Whether a call that the contract takes only after a second can be tried. A chain that
+        makes blocks for messages only does not show that time passes."""
+        return head.timestamp > second or self.clock.now() > second + 1
+
+    async def lapse(self, case: bytes, state: CaseState) -> bool:
+        """End a case that nobody drew in time, or whose claim nobody showed, once that is certain;
+        returns whether the chain took it. It frees seats and stake if the opener has gone."""
+        rules, head = await self.rules(), await self.ledger.head()
+        due = False
+        if state.phase == Phase.DRAWING:
+            due = head.number > state.block + rules.draw_blocks + REMEMBERED
+        elif state.phase == Phase.VOTING:
+            due = self.is_past(head, state.deadline + rules.reveal_seconds + rules.contest_seconds)
+        if not due:
+            return False
+        try:
+            await self.send("lapse", case, key=str(head.number))
+        except TransactionRefused:
+            return False  # somebody was faster; the state tells
+        return True
+
     async def send(self, function: str, *arguments: object, key: str = "") -> ChainReceipt:
         """Send a call, once per arguments and key.
 
@@ -175,7 +220,7 @@ class JuryHouse:
             SettlementError: it is not final in time.
         """
         data = self.contract.encode(function, *arguments)
-        purpose = f"{function} of a committee's case"
+        purpose = f"'{function}' before the committee"
         return await self.desk.perform(
             Intent(self.contract.address, data, key=key, purpose=purpose)
         )
@@ -205,9 +250,12 @@ class Accusation:
         case: bytes,
         claim: SettlementClaim,
         on_contest: Callable[[], Awaitable[None]] | None = None,
+        make_block: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
+        """`make_block`: called while the draw waits for a block, on a chain that makes blocks for
+        messages only."""
         self.house, self.case, self.claim = house, case, claim
-        self._on_contest = on_contest
+        self._on_contest, self._make_block = on_contest, make_block
 
     async def run(self, poll_seconds: float = POLL_SECONDS) -> Outcome:
         """Do what is due until the case is over. Deadlines bound how long that takes as long as
@@ -234,15 +282,19 @@ class Accusation:
         what was refused once can be right later."""
         house, rules = self.house, await self.house.rules()
         head = await house.ledger.head()
-        voted = state.revealed == state.full or head.timestamp > (
-            state.deadline + rules.reveal_seconds
+        voted = state.revealed == state.full or house.is_past(
+            head, state.deadline + rules.reveal_seconds
         )
         named = state.block + rules.draw_blocks
         try:
-            if state.phase == Phase.DRAWING and head.number > named:
-                header = await house.ledger.header(named)
-                if header is None:
+            if state.phase == Phase.DRAWING and head.number <= named:
+                if self._make_block is None:
                     return False
+                await self._make_block()
+            elif state.phase == Phase.DRAWING:
+                header = await house.ledger.header(named)
+                if header is None or head.number > named + REMEMBERED:
+                    return await house.lapse(self.case, state)
                 await house.send("draw", self.case, header, key=str(head.number))
             elif state.phase == Phase.VOTING and voted:
                 await house.send("tally", self.case, self.claim.words(), key=str(head.number))
@@ -294,7 +346,7 @@ class Juror:
                 return False
             digest = commit_digest(case, self._key.address, result, salt_of(self._key, case))
             return await self._send("commit", case, seat, digest)
-        if state.committed != state.full and head.timestamp <= state.deadline:
+        if state.committed != state.full and not self.house.is_past(head, state.deadline):
             return False
         _, digest = await self.house.seat(case, seat)
         result = await self._compute(case, state)
@@ -319,24 +371,37 @@ class Accused:
         self,
         house: JuryHouse,
         account: EvmAddress,
-        stands_by: Callable[[CaseState], bool] = lambda state: True,
+        stands_by: Callable[[CaseState], Awaitable[bool]],
+        claim_of: Callable[[CaseState], SettlementClaim | None] = lambda state: None,
     ) -> None:
+        """`claim_of`: the claim that a case is about, where it was kept: with it the accused ends
+        a contested case by itself, if the opener does not go to the court and says nothing."""
         self.house, self._account, self._stands_by = house, account, stands_by
+        self._claim_of = claim_of
 
     async def act(self, first: int) -> tuple[bytes, ...]:
         """Contest what was contradicted from block `first` on; returns the cases. To be called at
         least once per `contest_seconds`: what is not contested by then is lost."""
         contested: list[bytes] = []
         for event in await self.house.named("Contradicted", first, operator=self._account):
-            state = await self.house.state(event["case"])
-            if state.phase != Phase.ACCUSED or not self._stands_by(state):
-                continue
-            try:
-                await self.house.send("contest", event["case"])
-            except TransactionRefused:
-                continue  # too late, or done; the state tells
-            contested.append(event["case"])
+            if await self.answer(event["case"], await self.house.state(event["case"])):
+                contested.append(event["case"])
         return tuple(contested)
+
+    async def answer(self, case: bytes, state: CaseState) -> bool:
+        """Do what is due in one case; returns whether it was contested now."""
+        claim = self._claim_of(state) if state.phase == Phase.CONTESTED else None
+        if claim is not None:
+            await Accusation(self.house, case, claim).act(state)
+        if state.phase in (Phase.DRAWING, Phase.VOTING):
+            await self.house.lapse(case, state)
+        if state.phase != Phase.ACCUSED or not await self._stands_by(state):
+            return False
+        try:
+            await self.house.send("contest", case)
+        except TransactionRefused:
+            return False  # too late, or done; the state tells
+        return True
 
 
 def result_of(rows_out: bytes, sequence: bytes) -> bytes:

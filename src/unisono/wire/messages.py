@@ -46,6 +46,7 @@ from unisono.wire.claims import TAG_BYTES, HopClaim
 from unisono.wire.ensemble import EnsembleMessage
 from unisono.wire.gossip_messages import Beat, Exchange, Newer, Wanted
 from unisono.wire.identity import SIGNATURE_BYTES
+from unisono.wire.jury_messages import JuryMessage
 from unisono.wire.notices import NoticeMessage
 from unisono.wire.payment_messages import Agreed, PaymentMessage
 from unisono.wire.records import Info, Probe
@@ -322,6 +323,7 @@ Message = (
     | EnsembleMessage
     | RelayMessage
     | VerificationMessage
+    | JuryMessage
     | NoticeMessage
     | AuditMessage
 )

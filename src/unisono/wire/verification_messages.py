@@ -18,7 +18,7 @@ A task never shows what the audited node claimed: whoever has not computed has n
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -130,6 +130,43 @@ class ReplayResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ).hex()
 
 
+class ReplayInputs(Protocol):
+    """What tasks say of the inputs in their body, however they came about."""
+
+    @property
+    def layers(self) -> LayerRange: ...
+
+    @property
+    def prompt(self) -> int: ...
+
+    @property
+    def positions(self) -> int: ...
+
+    @property
+    def sampling(self) -> Sampling | None: ...
+
+    @property
+    def widths(self) -> bytes: ...
+
+
+def check_inputs(task: ReplayInputs) -> None:
+    """Raises:
+    ValueError: the fields of a task do not fit together.
+    """
+    check_layers(task.layers, empty=False)
+    check(task.prompt <= task.positions, f"prompt {task.prompt} of {task.positions}")
+    rows = 0 if task.layers.start == 0 else task.positions
+    check(len(task.widths) == rows, f"{len(task.widths)} widths of {rows} rows")
+    if task.sampling is not None:
+        check_sampling(task.sampling)
+
+
+def token_bytes(task: ReplayInputs) -> int:
+    """Bytes of a task's body that are tokens."""
+    needed = task.layers.start == 0 or task.sampling is not None
+    return 4 * task.positions if needed else 0
+
+
 class ReplayTask(MessageBase, frozen=True):
     """Auditor to member: compute this block over these inputs, and commit to the outcome.
 
@@ -155,13 +192,7 @@ class ReplayTask(MessageBase, frozen=True):
     reveal_ms: Wait
 
     def __post_init__(self) -> None:
-        check_layers(self.layers, empty=False)
-        check(self.prompt <= self.positions, f"prompt {self.prompt} of {self.positions}")
-        begins = self.layers.start == 0
-        rows = 0 if begins else self.positions
-        check(len(self.widths) == rows, f"{len(self.widths)} widths of {rows} rows")
-        if self.sampling is not None:
-            check_sampling(self.sampling)
+        check_inputs(self)
 
     @property
     def audit(self) -> str:
@@ -183,8 +214,7 @@ class ReplayTask(MessageBase, frozen=True):
     @property
     def token_bytes(self) -> int:
         """Bytes of the body that are tokens."""
-        needed = self.layers.start == 0 or self.sampling is not None
-        return 4 * self.positions if needed else 0
+        return token_bytes(self)
 
 
 class TaskTaken(MessageBase, frozen=True):

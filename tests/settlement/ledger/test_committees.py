@@ -113,6 +113,11 @@ async def network(ledger: RpcLedger, tmp_path: Path) -> AsyncGenerator[Court]:
         yield Court(ledger, made, houses, claim)
 
 
+async def certain(state: CaseState) -> bool:
+    """Of an accused that stands by whatever it signed."""
+    return True
+
+
 async def voted(network: Court, case: bytes, result: bytes) -> None:
     """Members act until the vote is over; each step is asked of members made anew."""
     house = network.houses[OPENER]
@@ -151,7 +156,7 @@ async def test_an_accused_who_contests_is_left_alone_if_the_opener_does_not_go_o
     house = network.houses[OPENER]
     case = await house.open(network.claim)
     await voted(network, case, b"\x66" * 32)
-    accused = Accused(network.houses[OPERATOR], OPERATOR.address)
+    accused = Accused(network.houses[OPERATOR], OPERATOR.address, certain)
     first = (await house.state(case)).block
     assert await accused.act(first) == (case,)
     assert await accused.act(first) == ()
@@ -171,12 +176,40 @@ async def test_an_accused_who_contests_is_left_alone_if_the_opener_does_not_go_o
     assert await network.stake() == 2 * TERMS["penalty"]
 
 
+@pytest.mark.slow
+async def test_an_accused_ends_a_contested_case_that_its_opener_left(network: Court) -> None:
+    house = network.houses[OPENER]
+    case = await house.open(network.claim)
+    await voted(network, case, b"\x66" * 32)
+    own = network.houses[OPERATOR]
+    accused = Accused(own, OPERATOR.address, certain, lambda state: network.claim)
+    assert await accused.answer(case, await own.state(case))
+    async with asyncio.timeout(60):
+        while (state := await own.state(case)).phase != Phase.OVER:
+            assert not await accused.answer(case, state)
+            await network.make_block()
+            await asyncio.sleep(0.2)
+    (closed,) = await own.named("Closed", 0, case=case)
+    assert closed["outcome"] == Outcome.DROPPED
+
+
 async def test_a_true_claim_passes(network: Court) -> None:
     house = network.houses[OPENER]
     case = await house.open(network.claim)
     await voted(network, case, result_of(network.claim.rows_out, network.claim.sequence))
     outcome = await Accusation(house, case, network.claim).run(POLL)
     assert outcome == Outcome.RIGHT
+
+
+async def test_a_claim_that_would_be_faulty_has_no_price(network: Court) -> None:
+    house, claim, made = network.houses[OPENER], network.claim, network.deployment
+    domain = court_domain(made.chain_id, made.address("court"))
+    assert await house.price(claim, domain, 3) == TERMS["bond"] + 3 * TERMS["fee"]
+    old = TERMS["claim_seconds"] // TERMS["epoch_seconds"] + 2
+    for epoch in (claim.epoch - old, claim.epoch + 3, 30 * claim.epoch):
+        other = replace(claim, epoch=epoch).signed_by(OPERATOR, domain)
+        with pytest.raises(TransactionRefused, match="cannot be accused now"):
+            await house.price(other, domain, 3)
 
 
 async def test_headers_hash_to_what_the_chain_says(ledger: RpcLedger) -> None:
