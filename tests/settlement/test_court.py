@@ -24,7 +24,7 @@ from tests.settlement.courtroom import (
     courtroom,
     moved,
 )
-from tests.settlement.evm import Reverted, account
+from tests.settlement.evm import NOBODY, Reverted, account
 from tests.tiny_weights import FAMILIES
 from tests.verification.fraud import dispute
 from tests.verification.fraud.dispute import (
@@ -311,16 +311,15 @@ def test_nobody_points_at_what_is_not_there(court: Courtroom) -> None:
     assert contradict is not None
     _, _, block = contradict.arguments
     assert isinstance(block, bytes)
+    beyond = Appeal("contradict", (state, len(block) // state.width, block))
     with pytest.raises(Reverted, match="no such element"):
-        count = len(block) // state.width
-        court.send(CHALLENGER, Appeal("contradict", (state, count, block)))
+        court.send(CHALLENGER, beyond)
     assert step(court, state, defence, prosecution).moves == state.moves + 1
 
 
-@pytest.mark.parametrize("cell", [Cell(0, 2), Cell(1, 6), Cell(3, 4)])
-def test_a_tensor_that_was_received_cannot_be_contradicted(court: Courtroom, cell: Cell) -> None:
+def test_a_tensor_that_was_received_cannot_be_contradicted(court: Courtroom) -> None:
     """The hop has no step for it, so that it would run out of time."""
-    answer = answer_of("llama")
+    answer, cell = answer_of("llama", layers=(1, 2)), Cell(0, 6)
     received = [x.name for x in answer.hop.program(cell).tensors if x.step is None]
     assert received
     for name in received:
@@ -530,6 +529,51 @@ def test_claims_of_two_sessions_or_signers_are_no_equivocation(court: Courtroom)
     )
     with pytest.raises(Reverted, match="two signers"):
         court.send(CHALLENGER, Appeal("equivocate", (*a, forged.words(), forged.signature)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"node": b"\1" * 32}, "two sessions"),
+        ({"session": b"\1" * 32}, "two sessions"),
+        ({"model": b"\1" * 32}, "two sessions"),
+        ({"layer_start": 1}, "two parts"),
+        ({"layer_stop": 1}, "two parts"),
+        ({"positions": 8}, "two parts"),
+        ({"rows_in": bytes(32)}, ""),
+        ({"rows_out": bytes(32)}, ""),
+        ({"sequence": bytes(32)}, ""),
+        ({"request": bytes(32)}, ""),
+    ],
+)
+def test_what_makes_two_claims_an_equivocation(
+    court: Courtroom, changes: dict[str, object], reason: str
+) -> None:
+    """Two parts of one session, or one claim twice, are an honest node's work."""
+    first = court.case(answer_of("llama"))
+    court.enrol(first)
+    differ = {"rows_out": bytes(32)} if reason else {}
+    second = court.case(answer_of("llama"), **differ, **changes)
+    pair = [y for x in (first, second) for y in (x.claim.words(), x.claim.signature)]
+    report = Appeal("equivocate", tuple(pair))
+    if reason:
+        with pytest.raises(Reverted, match=reason):
+            court.send(CHALLENGER, report)
+    else:
+        court.send(CHALLENGER, report)
+        assert court.stake(first.claim.node)[0] == STAKE - PENALTY
+
+
+def test_claims_without_a_payer_are_not_heard(court: Courtroom) -> None:
+    """Nobody could be paid the payer's share."""
+    answer = answer_of("llama")
+    case, other = (court.case(answer, payer=NOBODY, rows_out=x * 32) for x in (b"\1", b"\2"))
+    court.enrol(case)
+    with pytest.raises(Reverted, match="without a payer"):
+        court.open(case)
+    pair = [y for x in (case, other) for y in (x.claim.words(), x.claim.signature)]
+    with pytest.raises(Reverted, match="without a payer"):
+        court.send(CHALLENGER, Appeal("equivocate", tuple(pair)))
 
 
 def test_only_claims_that_the_operator_signed_for_this_court_are_heard(court: Courtroom) -> None:
