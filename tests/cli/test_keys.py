@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,39 @@ def test_an_imported_key_is_the_same_and_its_secret_is_in_no_output(tmp_path: Pa
     for output in (done, again, moved):
         assert SECRET[:16] not in output.stdout + output.stderr
         assert "open sesame" not in output.stdout + output.stderr
+
+
+def at_a_terminal(answers: list[str], *arguments: str) -> tuple[str, int]:
+    """What a command shows on a terminal where these lines are typed, and its exit code."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "unisono", *arguments])
+    shown = ""
+    try:
+        while True:
+            shown += os.read(terminal, 4096).decode()
+            if answers and shown.endswith(": "):
+                os.write(terminal, f"{answers.pop(0)}\n".encode())
+    except OSError:  # Linux's way to say that the child has closed its end
+        pass
+    os.close(terminal)
+    return shown, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_at_a_terminal_a_passphrase_is_asked_for_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("UNISONO_PASSPHRASE")
+    shown, code = at_a_terminal(["secret words", "secret word"], "keys", "new")
+    assert (code, "differ" in shown) == (1, True), shown
+    shown, code = at_a_terminal(["secret words"] * 2, "keys", "new")
+    assert (code, "secret" in shown) == (0, False), shown
+    address = shown.split()[-1]
+    shown, code = at_a_terminal(["secret words"], "keys", "address")
+    assert (code, shown.split()[-1]) == (0, address)
+    shown, code = at_a_terminal(["other words"], "keys", "address")
+    assert code == 1, shown
+    assert f"Passphrase of {address}" in shown
 
 
 def test_wrong_and_missing_passphrases_are_said(

@@ -17,8 +17,7 @@ from unisono.cli.keys import (
     AccountAddress,
     KeystoreFolder,
     PassphraseFile,
-    open_keystore,
-    passphrase,
+    unlocked,
 )
 
 if TYPE_CHECKING:
@@ -177,8 +176,7 @@ def deploy_contracts(
         raise ConfigurationError(f"there is no folder for {target}: make it first")
     terms = _terms(term or ())
     money = parse_address(coin) if coin else None
-    store = open_keystore(keystore)
-    key = store.unlock(store.choose(account), passphrase(passphrase_file))
+    key = unlocked(keystore, account, passphrase_file)
     work = _deploy(chain_rpc, key, money, terms, confirmations, int(max_gas_price * GWEI))
     deployment = asyncio.run(work)
     from unisono.cli.terminal import note
@@ -247,8 +245,7 @@ def mint_coins(
     from unisono.settlement.eip712 import parse_address
 
     to, units = parse_address(recipient), m.units(amount)
-    store = open_keystore(keystore)
-    key = store.unlock(store.choose(account), passphrase(passphrase_file))
+    key = unlocked(keystore, account, passphrase_file)
     asyncio.run(_mint(chain_rpc, deployment, key, to, units))
     sys.stdout.write(f"made {m.coins(units)} for {to}\n")
 

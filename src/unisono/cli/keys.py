@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from unisono.settlement.ledger.keys import Keystore
     from unisono.settlement.signature import SettlementKey
 
-PASSPHRASE_VARIABLE = "UNISONO_PASSPHRASE"
-
 KeystoreFolder = Annotated[
     str | None,
     typer.Option("--keystore", help="Folder of encrypted keys; else keystore in the state folder."),
@@ -25,8 +23,7 @@ PassphraseFile = Annotated[
     str | None,
     typer.Option(
         "--passphrase-file",
-        help=f"File whose first line opens the key; else ${PASSPHRASE_VARIABLE}, else it is "
-        "asked for.",
+        help="File whose first line opens the key; else $UNISONO_PASSPHRASE, else it is asked for.",
     ),
 ]
 AccountAddress = Annotated[
@@ -65,8 +62,10 @@ def new_key(
     [cyan]unisono keys new --passphrase-file ~/.unisono-passphrase[/]
     """
     del verbose
+    from unisono.settlement.ledger.keys import find_passphrase
+
     store = open_keystore(keystore)
-    address = store.new(passphrase(passphrase_file, confirm=True))
+    address = store.new(find_passphrase(passphrase_file, twice=True))
     _print_address(address, store, as_json)
 
 
@@ -123,9 +122,11 @@ def import_key(
     [cyan]unisono keys import wallet.json[/]
     """
     del verbose
+    from unisono.settlement.ledger.keys import find_passphrase
+
     store = open_keystore(keystore)
     key = _read_key(source, source_passphrase_file or passphrase_file)
-    address = store.add(key, passphrase(passphrase_file, confirm=True))
+    address = store.add(key, find_passphrase(passphrase_file, twice=True))
     _print_address(address, store, as_json)
 
 
@@ -144,9 +145,23 @@ def show_address(
     [cyan]unisono keys address[/]
     """
     del verbose
+    key = unlocked(keystore, account, passphrase_file)
+    _print_address(key.address, open_keystore(keystore), as_json)
+
+
+def unlocked(
+    keystore: str | None, account: str | None, passphrase_file: str | None
+) -> SettlementKey:
+    """The key of an account that was named, or the only one.
+
+    Raises:
+        ConfigurationError, KeyRefused: there is none, or it does not open.
+    """
+    from unisono.settlement.ledger.keys import find_passphrase
+
     store = open_keystore(keystore)
-    key = store.unlock(store.choose(account), passphrase(passphrase_file))
-    _print_address(key.address, store, as_json)
+    address = store.choose(account)
+    return store.unlock(address, find_passphrase(passphrase_file, what=f"Passphrase of {address}"))
 
 
 def open_keystore(folder: str | None) -> Keystore:
@@ -160,30 +175,9 @@ def open_keystore(folder: str | None) -> Keystore:
     return Keystore(folder or state_directory() / "keystore", strength=strength)
 
 
-def passphrase(file: str | None, *, confirm: bool = False, what: str = "Passphrase") -> str:
-    """From a file, the variable, or a prompt; never from an argument, which others can see.
-
-    Raises:
-        ConfigurationError: the file cannot be used, or there is nobody to ask.
-    """
-    from unisono.errors import ConfigurationError
-    from unisono.settlement.ledger.keys import read_passphrase
-
-    if file is not None:
-        return read_passphrase(Path(file).expanduser())
-    if given := os.environ.get(PASSPHRASE_VARIABLE):
-        return given
-    if not sys.stdin.isatty():
-        raise ConfigurationError(
-            f"no passphrase: give --passphrase-file or ${PASSPHRASE_VARIABLE}, or run this in a "
-            "terminal"
-        )
-    return str(typer.prompt(what, hide_input=True, confirmation_prompt=confirm, err=True))
-
-
 def _read_key(source: str, passphrase_file: str | None) -> SettlementKey:
     from unisono.errors import ConfigurationError
-    from unisono.settlement.ledger.keys import decrypted, read_secret
+    from unisono.settlement.ledger.keys import decrypted, find_passphrase, read_secret
 
     if source == "-":
         if sys.stdin.isatty():
@@ -194,7 +188,7 @@ def _read_key(source: str, passphrase_file: str | None) -> SettlementKey:
     except OSError as error:
         raise ConfigurationError(f"cannot read {source}: {error.strerror}") from error
     if data.lstrip().startswith(b"{"):
-        opened = passphrase(passphrase_file, what=f"Passphrase of {Path(source).name}")
+        opened = find_passphrase(passphrase_file, what=f"Passphrase of {Path(source).name}")
         return decrypted(data, opened, source)
     return read_secret(data.decode("ascii", "replace"))
 

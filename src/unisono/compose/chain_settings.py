@@ -22,7 +22,7 @@ class ChainSettings(msgspec.Struct, frozen=True):
     account: str | None = None
     """Which key of the keystore."""
     passphrase_file: str | None = None
-    """Else the passphrase is in the variable `wallet.PASSPHRASE_VARIABLE`."""
+    """Else the passphrase is looked for as `ledger.keys.find_passphrase` does."""
     deposit: int = 1_000_000
     """Of a gateway: units that a channel is opened or topped up with."""
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from unisono.clock import Clock
 from unisono.compose.chain_settings import ChainSettings, SellerSettings
-from unisono.errors import ConfigurationError
 from unisono.market.sla import WINDOW_SECONDS
 from unisono.settlement.bench import COMMITTEE, OwnPlace
 from unisono.settlement.committees import JuryHouse
 from unisono.settlement.courthouses import contract_of
 from unisono.settlement.eip712 import parse_address
 from unisono.settlement.ledger.deployment import Deployment
-from unisono.settlement.ledger.keys import Keystore, read_passphrase
+from unisono.settlement.ledger.keys import Keystore, find_passphrase
 from unisono.settlement.ledger.network import open_network
 from unisono.settlement.ledger.outbox import Outbox, stop
 from unisono.settlement.ledger.rpc import RpcLedger
@@ -34,7 +32,6 @@ from unisono.wire.identity import Identity
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 20.0
-PASSPHRASE_VARIABLE = "UNISONO_PASSPHRASE"
 PRIVATE_POLL, PUBLIC_POLL = 0.1, 2.0
 """Seconds between two looks at a chain on which something is under way."""
 
@@ -49,15 +46,9 @@ def settlement_key(settings: ChainSettings, identity: Identity) -> SettlementKey
         secret = digest("settlement-key/1", identity.secret_seed())
         return SettlementKey(secret)
     store = Keystore(settings.keystore)
-    if settings.passphrase_file is not None:
-        passphrase = read_passphrase(settings.passphrase_file)
-    else:
-        passphrase = os.environ.get(PASSPHRASE_VARIABLE, "")
-    if not passphrase:
-        raise ConfigurationError(
-            f"a keystore needs --passphrase-file or ${PASSPHRASE_VARIABLE}: nobody is there to ask"
-        )
-    return store.unlock(store.choose(settings.account), passphrase)
+    address = store.choose(settings.account)
+    passphrase = find_passphrase(settings.passphrase_file, what=f"Passphrase of {address}")
+    return store.unlock(address, passphrase)
 
 
 def account_address(settings: ChainSettings, identity: Identity) -> EvmAddress:

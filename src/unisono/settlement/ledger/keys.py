@@ -7,8 +7,10 @@ passphrase comes from a prompt, a file or a variable.
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import secrets
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +22,7 @@ from unisono.settlement.eip712 import checksummed, parse_address
 from unisono.settlement.signature import SettlementKey
 from unisono.types import EvmAddress
 
+PASSPHRASE_VARIABLE = "UNISONO_PASSPHRASE"
 STRENGTH = 1 << 18
 """Scrypt's work factor: about a second and 256 MiB for one guess at a passphrase."""
 _LARGEST = 1 << 16
@@ -238,6 +241,30 @@ def read_passphrase(path: Path | str) -> str:
     if not line:
         raise ConfigurationError(f"{path} is empty: its first line is the passphrase")
     return line
+
+
+def find_passphrase(
+    file: Path | str | None, *, what: str = "Passphrase", twice: bool = False
+) -> str:
+    """From a file, the variable, or who sits at the terminal; never from an argument, which others
+    can see. `twice`: whether it is asked for again, since it opens nothing yet.
+
+    Raises:
+        ConfigurationError: the file cannot be used, there is nobody to ask, or the answers differ.
+    """
+    if file is not None:
+        return read_passphrase(Path(file).expanduser())
+    if given := os.environ.get(PASSPHRASE_VARIABLE):
+        return given
+    if not sys.stdin.isatty():
+        raise ConfigurationError(
+            f"no passphrase: give --passphrase-file or ${PASSPHRASE_VARIABLE}, or run this in a "
+            "terminal"
+        )
+    given = getpass.getpass(f"{what}: ")
+    if twice and getpass.getpass("The same again: ") != given:
+        raise ConfigurationError("the two passphrases differ: run the command again")
+    return given
 
 
 def account_of(data: bytes) -> EvmAddress | None:
