@@ -4,7 +4,7 @@ import random
 
 import pytest
 from bench.placement_world import large_model, world
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.routing.placement.network import facts, model_of, node_id
@@ -19,6 +19,7 @@ FAR = (0, 0, 0, 5000)
 
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 1 << 20))
+@example(902479)  # two broken chains, of which one is mended with a node of the other
 def test_repaired_plans_keep_the_constraints_and_most_blocks(seed: int) -> None:
     draw = random.Random(seed)
     known = world(28, seed, largest=draw.choice([24, 48]))

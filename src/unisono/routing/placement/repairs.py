@@ -58,7 +58,7 @@ class _Repair:
                 self._take([index[n] for n in chain.nodes], [b.count for b in chain.blocks])
         for chain in broken:
             filled, worth = self._filled(chain.nodes, [b.count for b in chain.blocks])
-            left = [index[n] for n in chain.nodes if n in index]
+            left = [i for i in map(self._free, chain.nodes) if i >= 0]
             if left:
                 around = max(left, key=lambda i: int(fleet.middle[i]))
                 regrouped, more = self._best_chain(around)
@@ -87,6 +87,12 @@ class _Repair:
             self._held[self._fleet.nodes[i].node] = LayerRange(start, start + count)
             start += count
 
+    def _free(self, node: NodeId) -> int:
+        """The number of a node of a broken chain; -1 if it is lost, or another broken chain was
+        mended with it."""
+        i = self._index.get(node, -1)
+        return -1 if i in self._busy else i
+
     def _idle(self) -> list[int]:
         return [i for i in range(len(self._fleet)) if i not in self._busy]
 
@@ -94,7 +100,7 @@ class _Repair:
         """A chain with the places of lost nodes filled, and what it is worth beyond its moves;
         nothing if it is worth nothing."""
         worth = 0.0
-        chain = [self._index.get(n, -1) for n in names]
+        chain = [self._free(n) for n in names]
         edges = [0, *np.cumsum(layers)]
         idle = self._idle()
         for place, at in enumerate(chain):
