@@ -21,11 +21,12 @@ from unisono.clock import SystemClock
 from unisono.compose.chain_settings import ChainSettings, SellerSettings
 from unisono.compose.local_chain import ALLOWANCE, LocalChain
 from unisono.compose.wallet import Wallet, settlement_key
-from unisono.errors import ConfigurationError
+from unisono.errors import ConfigurationError, KeyRefused
 from unisono.routing.swarm import Swarm
 from unisono.settlement.artifacts import artifact
 from unisono.settlement.ledger.contract import Contract
 from unisono.settlement.ledger.deploy import COIN
+from unisono.settlement.ledger.keys import Keystore
 from unisono.settlement.ledger.ledger import Call
 from unisono.settlement.ledger.rpc import connected
 from unisono.settlement.payments.till import Till
@@ -154,8 +155,12 @@ async def test_what_does_not_fit_is_said(chain: LocalChain, tmp_path: Path) -> N
     wrong.write_bytes(chain.deployment_file.read_bytes().replace(b'"chain_id": ', b'"chain_id": 1'))
     with pytest.raises(ConfigurationError, match="is on chain 1"):
         await Wallet.open(ChainSettings(chain.url, str(wrong)), PAYER, clock)
+    empty = settings(chain, keystore=str(tmp_path / "keys"))
+    with pytest.raises(KeyRefused, match="unisono keys new"):
+        await Wallet.open(empty, PAYER, clock)
+    Keystore(tmp_path / "keys", strength=2).new("words")
     with pytest.raises(ConfigurationError, match="passphrase"):
-        await Wallet.open(settings(chain, keystore=str(tmp_path)), PAYER, clock)
+        await Wallet.open(empty, PAYER, clock)
     with pytest.raises(ConfigurationError, match="another process works"):
         await _twice(chain, tmp_path / "c")
 
