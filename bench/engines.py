@@ -1,6 +1,9 @@
-"""This engine beside those that a user would pick instead, on one machine, in one run.
+r"""This engine beside those that a user would pick instead, on one machine, in one run.
 
-    UNISONO_LLAMA_CPP=FOLDER UNISONO_GGUF=Q4.gguf,Q8.gguf python -m bench.engines [REPEATS]
+    UNISONO_LLAMA_CPP=FOLDER UNISONO_GGUF=Q4.gguf,Q8.gguf \\
+        python -m bench.engines [REPEATS [SECTION…]]
+
+Sections are single, guesses, chains, memory and http; a run of some of them is kept apart.
 
 UNISONO_LLAMA_CPP names the folder of a native build of llama.cpp (llama-bench, llama-server,
 ggml-rpc-server) and UNISONO_GGUF the same model in the formats to compare with; the better of
@@ -234,14 +237,24 @@ def over_http() -> Row:
     return row
 
 
+SECTIONS: dict[str, Callable[[int], list[Row]]] = {
+    "guesses": with_guesses,
+    "chains": chains,
+    "memory": lambda _repeats: memory(),
+    "http": lambda _repeats: [over_http()],
+}
+
+
 def main() -> None:
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    rows, parts = single_node(repeats)
-    rows += with_guesses(repeats)
-    rows += chains(repeats)
-    rows += memory()
-    rows.append(over_http())
-    publish("engines", rows, parts=parts)
+    chosen = sys.argv[2:] or ["single", *SECTIONS]
+    if unknown := set(chosen) - {"single", *SECTIONS}:
+        raise SystemExit(f"no such section: {', '.join(unknown)}; there are single, {[*SECTIONS]}")
+    rows, parts = single_node(repeats) if "single" in chosen else ([], {})
+    for name, section in SECTIONS.items():
+        if name in chosen:
+            rows += section(repeats)
+    publish("engines" if len(chosen) > len(SECTIONS) else "engines-part", rows, parts=parts)
     for name, part in parts.items():
         print(name, {k: round(v, 3) for k, v in part.items()})  # type: ignore[attr-defined]
 
