@@ -1,6 +1,6 @@
 r"""This engine beside those that a user would pick instead, on one machine, in one run.
 
-    UNISONO_LLAMA_CPP=FOLDER UNISONO_GGUF=Q4.gguf,Q8.gguf \\
+    UNISONO_LLAMA_CPP=FOLDER UNISONO_GGUF=Q4.gguf,Q8.gguf \
         python -m bench.engines [REPEATS [SECTION…]]
 
 Sections are single, guesses, chains, memory and http; a run of some of them is kept apart.
