@@ -20,7 +20,7 @@ from unisono.verification.light.responder import Responder
 from unisono.verification.light.secrets import Secrets
 from unisono.verification.light.steps import Steps
 from unisono.verification.light.trace import Trace
-from unisono.verification.receipt import Receipt
+from unisono.verification.receipt import VERSION, Receipt
 from unisono.wire.claims import HopClaim, tokens_root
 from unisono.wire.identity import Identity
 
@@ -85,7 +85,7 @@ class Answered:
             epoch=0,
         ).signed_by(KEY)
         return Receipt(
-            version=1,
+            version=VERSION,
             id="33" * 16,
             request=self.request,
             tokens=self.tokens,
