@@ -13,23 +13,21 @@ from unisono.settlement.advocates import Case, Prosecution, State
 from unisono.settlement.awards import Awards
 from unisono.settlement.briefs import Brief
 from unisono.settlement.claims import SettlementClaim, court_domain, settlement_claim
+from unisono.settlement.coins import Coins
 from unisono.settlement.courthouses import (
     CourtRules,
     contract_of,
     court_rules,
     courthouse,
     dossier_of,
-    read,
 )
 from unisono.settlement.disputes import Courthouse, Dispute, Maker, Opening
 from unisono.settlement.eip712 import Domain
 from unisono.settlement.ledger.deploy import COIN
 from unisono.settlement.ledger.deployment import Deployment
-from unisono.settlement.ledger.intents import Intent
 from unisono.settlement.ledger.ledger import Ledger, Log
 from unisono.settlement.ledger.outbox import Outbox
-from unisono.settlement.ledger.shortfall import shortfall
-from unisono.settlement.stakes import DECIMALS, MAX_UINT, Registry
+from unisono.settlement.stakes import Registry
 from unisono.types import EvmAddress, NodeId, canonical
 from unisono.verification.fraud.descriptors import Descriptors
 from unisono.verification.fraud.moves import Subject
@@ -215,22 +213,11 @@ class Plaintiff:
 
     async def _bond(self, claim: SettlementClaim) -> None:
         rules = await court_rules(self._ledger, self._deployment)
-        account, court = self._outbox.account, self.house.court.address
         bond = await self._price(claim, rules)
-        have = await read(self._ledger, self._coin, "balanceOf", account)
-        if have < bond:
-            raise shortfall(
-                have,
-                bond,
-                what=f"balance of {account}",
-                purpose="the bond of a challenge",
-                remedy="send {missing} to that address",
-                decimals=DECIMALS,
-            )
-        if await read(self._ledger, self._coin, "allowance", account, court) < bond * rules.games:
-            data = self._coin.encode("approve", court, MAX_UINT)
-            purpose = "letting the court take bonds"
-            await self._outbox.perform(Intent(self._coin.address, data, purpose=purpose), SECONDS)
+        coins = Coins(self._ledger, self._outbox, self._coin, self._outbox.account)
+        await coins.require(bond, "the bond of a challenge", "send {missing} to that address")
+        court = self.house.court.address
+        await coins.allow(court, bond * rules.games, "letting the court take bonds")
 
     async def check_stake(self, claim: SettlementClaim) -> None:
         """Whether the signature of a claim has a stake behind it.

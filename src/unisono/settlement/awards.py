@@ -32,6 +32,30 @@ async def owed(ledger: Ledger, deployment: Deployment, owner: EvmAddress) -> int
     return sum([await read(ledger, c, "credit", owner) for c in debtors(deployment)])
 
 
+async def collect(
+    ledger: Ledger, desk: Desk, debtor: Contract, owner: EvmAddress, seconds: float | None
+) -> tuple[int, int]:
+    """Pay out what one contract owes somebody: units, and the gas of it. Anybody can do that, so
+    that others may be faster, which comes to the same. `seconds`: how long to wait; None: as long
+    as it takes.
+
+    Raises:
+        SettlementError: the chain refuses or is away.
+    """
+    found = int(await read(ledger, debtor, "credit", owner))
+    if not found:
+        return 0, 0
+    data = debtor.encode("collect", owner)
+    key = str((await ledger.head()).number)
+    intent = Intent(debtor.address, data, key=key, purpose=f"collecting for {owner}")
+    try:
+        return found, (await desk.perform(intent, seconds)).gas_used
+    except TransactionRefused:
+        if await read(ledger, debtor, "credit", owner):
+            raise
+        return found, 0
+
+
 class Awards:
     """Those of one network; `desk` sends, for anybody's account."""
 
@@ -40,24 +64,13 @@ class Awards:
         self._debtors = debtors(deployment)
 
     async def collect(self, owner: EvmAddress) -> tuple[int, int]:
-        """Pay out what is owed to somebody: units, and the gas of it. Anybody can do that, so that
-        others may be faster, which comes to the same.
+        """Pay out what all of them owe somebody: units, and the gas of it.
 
         Raises:
             SettlementError: the chain refuses or is away.
         """
         units = gas = 0
         for contract in self._debtors:
-            found = await read(self._ledger, contract, "credit", owner)
-            if not found:
-                continue
-            data = contract.encode("collect", owner)
-            key = str((await self._ledger.head()).number)
-            intent = Intent(contract.address, data, key=key, purpose=f"collecting for {owner}")
-            try:
-                gas += (await self._desk.perform(intent, SECONDS)).gas_used
-            except TransactionRefused:
-                if await read(self._ledger, contract, "credit", owner):
-                    raise
-            units += found
+            found, burned = await collect(self._ledger, self._desk, contract, owner, SECONDS)
+            units, gas = units + found, gas + burned
         return units, gas

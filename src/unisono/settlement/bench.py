@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unisono.errors import ConfigurationError, TransactionRefused
+from unisono.settlement.awards import collect
+from unisono.settlement.coins import DECIMALS, Coins
 from unisono.settlement.committees import JuryHouse, JuryRules
 from unisono.settlement.courthouses import contract_of, read
 from unisono.settlement.ledger.deploy import COIN
 from unisono.settlement.ledger.deployment import Deployment
-from unisono.settlement.ledger.intents import Intent
 from unisono.settlement.ledger.ledger import Ledger
-from unisono.settlement.ledger.shortfall import shortfall
-from unisono.settlement.stakes import DECIMALS, MAX_UINT
 from unisono.types import EvmAddress, NodeId
 
 COMMITTEE = "committee"
@@ -125,12 +124,10 @@ class OwnPlace:
 
     async def collect(self) -> int:
         """Have paid out what the committee owes this account; returns units."""
-        committee = self._house.contract
-        found = int(await read(self._house.ledger, committee, "credit", self._account))
-        if found:
-            key = str((await self._house.ledger.head()).number)
-            await self._house.send("collect", self._account, key=key)
-        return found
+        units, _ = await collect(
+            self._house.ledger, self._house.desk, self._house.contract, self._account, None
+        )
+        return units
 
     async def _send(self, function: str) -> None:
         key = str((await self._house.ledger.head()).number)
@@ -165,18 +162,8 @@ async def approve(
         InsufficientFunds: the account has not so much; says what is missing.
         SettlementError: the chain refuses or is away.
     """
-    coin, committee = contract_of(deployment, COIN), house.contract.address
-    have = await read(house.ledger, coin, "balanceOf", account)
-    if have < amount:
-        raise shortfall(
-            have,
-            amount,
-            what=f"balance of {account}",
-            purpose=purpose,
-            remedy="send {missing} to that address",
-            decimals=DECIMALS,
-        )
-    if await read(house.ledger, coin, "allowance", account, committee) < amount:
-        data = coin.encode("approve", committee, MAX_UINT)
-        what = "letting the committee take bonds and deposits"
-        await house.desk.perform(Intent(coin.address, data, purpose=what))
+    # as long as it takes: a case or a seat waits for it
+    coins = Coins(house.ledger, house.desk, contract_of(deployment, COIN), account, seconds=None)
+    await coins.require(amount, purpose, "send {missing} to that address")
+    what = "letting the committee take bonds and deposits"
+    await coins.allow(house.contract.address, amount, what)

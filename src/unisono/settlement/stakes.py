@@ -13,21 +13,19 @@ from typing import Any
 from unisono.clock import Clock
 from unisono.errors import ConfigurationError, TransactionRefused
 from unisono.settlement.artifacts import artifact
+from unisono.settlement.coins import DECIMALS, Coins
 from unisono.settlement.ledger.contract import Contract
 from unisono.settlement.ledger.deploy import COIN
 from unisono.settlement.ledger.deployment import Deployment
 from unisono.settlement.ledger.intents import Intent
 from unisono.settlement.ledger.ledger import Call, ChainReceipt, Ledger
 from unisono.settlement.ledger.outbox import Outbox
-from unisono.settlement.ledger.shortfall import shortfall
 from unisono.settlement.registration import Registration
 from unisono.types import EvmAddress, NodeId
 from unisono.wire.identity import Identity
 
-MAX_UINT = (1 << 256) - 1
 SECONDS = 600.0
 """A transaction that is not final by then is waited for elsewhere: it goes on by itself."""
-DECIMALS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,21 +157,11 @@ class OwnStake:
         return await self.record()
 
     async def _stake(self, amount: int) -> None:
-        account, spender = self._outbox.account, self.registry.contract.address
-        have = await self._read("balanceOf", account)
-        if have < amount:
-            raise shortfall(
-                have,
-                amount,
-                what=f"balance of {account}",
-                purpose="the stake",
-                remedy="send {missing} to that address, or stake less",
-                decimals=DECIMALS,
-            )
-        if await self._read("allowance", account, spender) < amount:
-            data = self._coin.encode("approve", spender, MAX_UINT)
-            purpose = "letting the registry take stakes"
-            await self._outbox.perform(Intent(self._coin.address, data, purpose=purpose), SECONDS)
+        coins = Coins(self._ledger, self._outbox, self._coin, self._outbox.account)
+        remedy = "send {missing} to that address, or stake less"
+        await coins.require(amount, "the stake", remedy)
+        spender = self.registry.contract.address
+        await coins.allow(spender, amount, "letting the registry take stakes")
         await self._do("stake", self._node, amount, purpose="staking")
 
     async def _do(self, function: str, *arguments: object, purpose: str) -> ChainReceipt:
@@ -189,8 +177,3 @@ class OwnStake:
             if entry.intent.to == self.registry.contract.address:
                 with suppress(TransactionRefused):
                     await self._outbox.final(entry.id, SECONDS)
-
-    async def _read(self, function: str, *arguments: object) -> int:
-        data = self._coin.encode(function, *arguments)
-        answer = await self._ledger.call(Call(self._coin.address, data))
-        return int(self._coin.decode(function, answer))

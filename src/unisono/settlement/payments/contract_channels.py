@@ -6,6 +6,7 @@ from typing import Any
 
 from unisono.errors import ConfigurationError, LedgerUnreachable
 from unisono.settlement.artifacts import artifact
+from unisono.settlement.coins import Coins
 from unisono.settlement.ledger.contract import Contract
 from unisono.settlement.ledger.deploy import COIN
 from unisono.settlement.ledger.deployment import Deployment
@@ -16,7 +17,6 @@ from unisono.settlement.payments.channels import ChannelState
 from unisono.settlement.vouchers import Voucher, channels_domain
 from unisono.types import EvmAddress
 
-MAX_UINT = (1 << 256) - 1
 MAX_BATCH = 64
 """Vouchers in one transaction, as the contract has it."""
 LOG_BLOCKS = 10_000
@@ -92,11 +92,9 @@ class ContractChannels:
         """See `Channels`. Asked again for the same deposit after a crash it is not made twice: what
         the channel held before is part of the intent."""
         account = self._outbox.account
-        spender = self._channels.address
-        if await self._read(self._coin, "allowance", account, spender) < amount:
-            data = self._coin.encode("approve", spender, MAX_UINT)
-            purpose = "letting the channels contract take deposits"
-            await self._outbox.perform(Intent(self._coin.address, data, purpose=purpose), SECONDS)
+        coins = Coins(self._ledger, self._outbox, self._coin, account)
+        purpose = "letting the channels contract take deposits"
+        await coins.allow(self._channels.address, amount, purpose)
         state = await self.state(account, payee)
         data = self._channels.encode("deposit", payee, amount)
         key = f"{state.epoch} {state.deposit}"
