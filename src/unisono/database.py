@@ -11,6 +11,38 @@ from pathlib import Path
 from unisono.errors import ConfigurationError
 
 
+def open_records(
+    path: Path | str | None,
+    schema: str,
+    version: int,
+    what: str,
+    *,
+    durable: bool = False,
+    exclusive: bool = False,
+) -> sqlite3.Connection:
+    """Open a file of records as `open_database` does, each statement a transaction of its own.
+    `what`: what they are, for messages.
+
+    Raises:
+        ConfigurationError: the file cannot be used, or is of another version.
+    """
+    try:
+        return open_database(
+            path,
+            schema,
+            version,
+            lambda found: f"{path} holds {what} of version {found}; this program reads {version}",
+            durable=durable,
+            autocommit=True,
+            exclusive=exclusive,
+        )
+    except (sqlite3.Error, OSError) as error:
+        alone = " and that no other program uses" if exclusive else ""
+        raise ConfigurationError(
+            f"cannot keep {what} in {path}: {error}; name a file that this user may write{alone}"
+        ) from error
+
+
 def open_database(
     path: Path | str | None,
     schema: str,

@@ -15,7 +15,7 @@ from unisono.gateway import GatewayMetrics, ReceiptStore
 from unisono.gateway.audits import ConvictedNode
 from unisono.routing.membership import Membership
 from unisono.routing.recent import Recent
-from unisono.types import ModelId, NodeId, PeerAddress
+from unisono.types import ModelId, NodeId
 from unisono.verification.audit_note import AuditNote
 from unisono.verification.conduct import STRANGER, Conduct, Finding, after
 from unisono.verification.policy import rate_for
@@ -149,7 +149,7 @@ class Audits:
             auditor=self._auditor,
             transport=self._transport,
             clock=self._clock,
-            address_of=self._address,
+            address_of=self._members.address_of,
             hidden=self._widths[receipt.request.model],
             settings=self._settings,
             receipt=receipt,
@@ -168,10 +168,6 @@ class Audits:
             self._accuse(receipt, case.claim, heard)
             if signed is not None and self._sue is not None:
                 await self._sue(receipt, signed, heard, note)
-
-    def _address(self, node: NodeId) -> PeerAddress | None:
-        entry = self._members.find(node)
-        return None if entry is None or entry.record.leaving else entry.record.address
 
     def _learn(self, node: NodeId, heard: Heard) -> None:
         """Remember what the audit shows of the node and of those who sat."""

@@ -358,7 +358,7 @@ class Front:
             self.wallet,
             self.identity,
             self._transport,
-            self._address_of,
+            self.members.address_of,
             self._clock,
             model,
             self.receipts,
@@ -366,10 +366,6 @@ class Front:
         )
         if self.accusations is not None:
             self._tasks.append(asyncio.create_task(self.accusations.run()))
-
-    def _address_of(self, node: NodeId) -> PeerAddress | None:
-        entry = self.members.find(node)
-        return None if entry is None or entry.record.leaving else entry.record.address
 
     async def _open_wallet(self, chain: ChainSettings) -> tuple[Purse, StakedMembers]:
         """What pays nodes, and the members with the stakes that they have."""

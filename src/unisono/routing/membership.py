@@ -30,7 +30,7 @@ from unisono.routing.entry import (
     region_of,
 )
 from unisono.routing.suspicion import Suspicion
-from unisono.types import NodeId, canonical
+from unisono.types import NodeId, PeerAddress, canonical
 from unisono.wire.gossip_messages import (
     KEY_BYTES,
     MAX_DEPTH,
@@ -127,6 +127,11 @@ class Membership:
     def find(self, node: NodeId) -> Entry | None:
         """The entry of a node in the own region, leaving or not."""
         return self._entries.get(node)
+
+    def address_of(self, node: NodeId) -> PeerAddress | None:
+        """Where a member is reached that is here to stay."""
+        entry = self.find(node)
+        return None if entry is None or entry.record.leaving else entry.record.address
 
     def is_suspect(self, node: NodeId) -> bool:
         """Whether it did not answer."""

@@ -3,15 +3,13 @@ that a process that was killed goes on with them."""
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from unisono.database import open_database
-from unisono.errors import ConfigurationError
+from unisono.database import open_records
 from unisono.verification.audit_note import AuditNote
 
 VERSION = 1
@@ -65,21 +63,7 @@ class CaseBook:
         Raises:
             ConfigurationError: it cannot be used, or is of another version.
         """
-        try:
-            self._database = open_database(
-                path,
-                _SCHEMA,
-                VERSION,
-                lambda found: (
-                    f"{path} holds cases of version {found}; this program reads {VERSION}"
-                ),
-                durable=True,
-                autocommit=True,
-            )
-        except (sqlite3.Error, OSError) as error:
-            raise ConfigurationError(
-                f"cannot keep cases in {path}: {error}; name a file that this user may write"
-            ) from error
+        self._database = open_records(path, _SCHEMA, VERSION, "cases", durable=True)
 
     def add(self, receipt: str, note: AuditNote, brief: bytes, seats: int) -> CaseRecord:
         """Note a case before it is opened."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
-from unisono.database import open_database
-from unisono.errors import ConfigurationError
+from unisono.database import open_records
 
 VERSION = 1
 MOST = 4096
@@ -32,21 +30,7 @@ class JuryRecords:
         Raises:
             ConfigurationError: it cannot be used, or is of another version.
         """
-        try:
-            self._database = open_database(
-                path,
-                _SCHEMA,
-                VERSION,
-                lambda found: (
-                    f"{path} holds results of version {found}; this program reads {VERSION}"
-                ),
-                durable=True,
-                autocommit=True,
-            )
-        except (sqlite3.Error, OSError) as error:
-            raise ConfigurationError(
-                f"cannot keep results in {path}: {error}; name a file that this user may write"
-            ) from error
+        self._database = open_records(path, _SCHEMA, VERSION, "results", durable=True)
 
     def result(self, case: bytes) -> bytes | None:
         """What was found of a case."""

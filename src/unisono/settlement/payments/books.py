@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from unisono.database import open_database
+from unisono.database import open_records
 from unisono.errors import ConfigurationError
 from unisono.settlement.payments.account import Account
 from unisono.types import EvmAddress
@@ -58,22 +58,7 @@ class Books:
         Raises:
             ConfigurationError: it cannot be used, or is of another version.
         """
-        try:
-            self._database = open_database(
-                path,
-                _SCHEMA,
-                VERSION,
-                lambda found: (
-                    f"{path} holds accounts of version {found}; this program reads {VERSION}"
-                ),
-                autocommit=True,
-                exclusive=True,
-            )
-        except (sqlite3.Error, OSError) as error:
-            raise ConfigurationError(
-                f"cannot keep accounts in {path}: {error}; name a file that this user may write "
-                "and that no other program uses"
-            ) from error
+        self._database = open_records(path, _SCHEMA, VERSION, "accounts", exclusive=True)
 
     def load(self, place: Place) -> tuple[Account, bytes]:
         """An account and the last voucher's bytes; empty ones if there are none yet. What was

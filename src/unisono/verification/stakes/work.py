@@ -120,17 +120,8 @@ class ReplayWork:
         Raises:
             PeerCheating: the body is not what the task announces.
         """
-        tokens, rows = _inputs(task, body, hidden)
-        return cls(
-            audit=task.audit,
-            model=task.model,
-            layers=task.layers,
-            prompt=task.prompt,
-            tokens=tokens,
-            rows=rows,
-            sampling=task.sampling,
-            sampled=draw_positions(task.ticket, task.positions),
-        )
+        sampled = draw_positions(task.ticket, task.positions)
+        return cls._read(task, body, hidden, task.audit, sampled)
 
     @classmethod
     def seated(cls, task: JuryTask, body: bytes | memoryview, hidden: int) -> ReplayWork:
@@ -139,16 +130,27 @@ class ReplayWork:
         Raises:
             PeerCheating: the body is not what the task announces.
         """
+        return cls._read(task, body, hidden, task.case, ())
+
+    @classmethod
+    def _read(
+        cls,
+        task: ReplayTask | JuryTask,
+        body: bytes | memoryview,
+        hidden: int,
+        audit: str,
+        sampled: tuple[int, ...],
+    ) -> ReplayWork:
         tokens, rows = _inputs(task, body, hidden)
         return cls(
-            audit=task.case,
+            audit=audit,
             model=task.model,
             layers=task.layers,
             prompt=task.prompt,
             tokens=tokens,
             rows=rows,
             sampling=task.sampling,
-            sampled=(),
+            sampled=sampled,
         )
 
 
