@@ -1,4 +1,5 @@
-"""Prints the bytes that a node process of some layers holds after a prompt of 256 rows.
+"""Prints the bytes that a node process of some layers holds after a prompt of 256 rows and, if it
+chooses tokens, after choosing 64.
 
 python -m bench.resident START:STOP
 """
@@ -11,9 +12,10 @@ import numpy as np
 
 from bench.ours import stored
 from unisono.cli.node import parse_layers
-from unisono.models.decoder import Segment, make_decoder
+from unisono.models.decoder import Draw, Segment, make_decoder
 from unisono.models.loading import load_block
 from unisono.observe.machine import resident_bytes
+from unisono.types import Sampling
 
 
 def main() -> None:
@@ -23,7 +25,11 @@ def main() -> None:
     decoder = make_decoder(model.manifest.config, load_block(model, layers), threads=1)
     cache = decoder.new_cache(256)
     rows = np.ones((256, model.manifest.config.hidden_size), dtype=np.int64)
-    decoder.forward(rows, [Segment(cache, 0, 256)])
+    rows = decoder.forward(rows, [Segment(cache, 0, 256)])
+    if decoder.ends[1]:
+        greedy = Draw(Sampling(), np.zeros(0, dtype=np.int32), 0)
+        for row in range(64):
+            decoder.choose(rows, [(row, row + 1, greedy)])
     sys.stdout.write(f"{resident_bytes()}\n")
     del node_process
 

@@ -11,13 +11,13 @@ import pytest
 from tests.scalar_decoder import ScalarDecoder
 from tests.tiny_weights import FAMILIES, tiny_config, tiny_weights
 from unisono.errors import UnisonoError
-from unisono.models.decoder import Decoder, Rows, Segment
+from unisono.models.decoder import Decoder, Draw, Rows, Segment
 from unisono.models.native_decoder import NativeDecoder
 from unisono.models.torch_decoder import TorchDecoder
 from unisono.models.weights import LayerWeights
 from unisono.native import library, operators
 from unisono.numerics.tensors import Matrix, Vector
-from unisono.types import LayerRange
+from unisono.types import LayerRange, Sampling
 
 pytestmark = pytest.mark.usefixtures("form")
 KV_BYTES = 64 << 20
@@ -140,6 +140,30 @@ def test_the_number_of_threads_does_not_change_a_byte() -> None:
         results.append(decoder.logits(_in_chunks(decoder, tokens, [40])))
         results.append(decoder.logits(_in_chunks(decoder, tokens, [1] * 40)))
     assert all(np.array_equal(r, results[0]) for r in results)
+
+
+@pytest.mark.parametrize("family", ["gemma", "qwen3"])
+@pytest.mark.parametrize("exponent", [-24, -44, 30])
+def test_the_first_of_the_largest_logits_is_chosen_of_a_large_vocabulary(
+    family: str, exponent: int
+) -> None:
+    """Of many tokens the largest is searched by a shortlist after some rows; also where logits are
+    rounded to a few values, or saturated."""
+    if _form == "torch":
+        pytest.skip("torch computes all logits of every row")
+    config = tiny_config(family, vocabulary_size=8201)
+    weights = tiny_weights(config, seed=3)
+    assert weights.head is not None
+    weights = replace(weights, head=replace(weights.head, exponent=exponent))
+    decoder = _made(config, weights)
+    rows = _in_chunks(decoder, _tokens(60), [60])
+    largest = np.argmax(decoder.logits(rows), axis=1)
+    greedy = Draw(Sampling(), np.zeros(0, dtype=np.int32), 0)
+    for count in (4, 4, 4, 5, 1, 2, 3, 12, 1):  # the first rows are what a shortlist learns from
+        for first in range(0, 60 - count, count):
+            draws = [(row, 1, greedy) for row in range(first, first + count)]
+            chosen = [choice.token for choice in decoder.choose(rows, draws)]
+            assert chosen == largest[first : first + count].tolist()
 
 
 def test_a_gap_in_a_session_is_refused() -> None:

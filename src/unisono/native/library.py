@@ -100,6 +100,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "unisono_matrix": (c_void_p, [c_void_p, c_void_p, c_int64, c_int64]),
     "unisono_free_matrix": (None, [c_void_p]),
     "unisono_product": (c_int, [c_void_p, c_void_p, c_int64, c_int64, c_void_p]),
+    "unisono_largest": (
+        c_int,
+        [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p],
+    ),
     "unisono_norm": (None, [c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_void_p]),
     "unisono_rotate": (c_int64, [c_void_p, c_int64, c_int64, c_void_p, c_void_p]),
     "unisono_rotation": (None, [c_int64, c_void_p, c_int64, c_int64, c_void_p, c_void_p]),

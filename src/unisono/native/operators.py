@@ -53,6 +53,24 @@ class HeldMatrix:
         check(self._library, status)
         return out
 
+    def largest(self, x: Row, learned: int = 0, threads: int = 1) -> tuple[Row, int]:
+        """The output with the largest product of each row, the lowest of several, by a shortlist
+        made for the first `learned` rows.
+
+        Args:
+            x: int64 [rows, inputs], `|x| < 2**15`.
+
+        Returns:
+            int64 [rows], and how many blocks of 16 outputs were computed for all rows together.
+        """
+        x, out = _copied(x), np.empty(len(x), dtype=np.int64)
+        listed = np.zeros(1, dtype=np.int64)
+        status = self._library.unisono_largest(
+            self._matrix, address(x), len(x), learned, threads, address(out), address(listed)
+        )
+        check(self._library, status)
+        return out, int(listed[0])
+
 
 def product(
     x: Row, values: NDArray[np.int8], multipliers: NDArray[np.uint16], threads: int = 1

@@ -92,5 +92,5 @@ def positions(memory: int, model: ModelFacts, block: LayerRange) -> int:
     if not block.count:
         return 0
     ends = block.start == 0 or block.stop == model.layers
-    weights = block.count * model.layer_bytes + (model.head_bytes if ends else 0)
+    weights = block.count * model.layer_bytes + (model.end_bytes if ends else 0)
     return max(0, memory - weights) // (model.kv_bytes * block.count)

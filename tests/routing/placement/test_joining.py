@@ -12,7 +12,7 @@ from unisono.routing.placement.joining import canonical_cover
 from unisono.types import LayerRange
 
 MODEL = model_of(8)
-HEADED = model_of(8, head_bytes=15)
+HEADED = model_of(8, head_bytes=10)
 
 
 def enough(memories: list[int], model: ModelFacts) -> bool:
@@ -20,7 +20,7 @@ def enough(memories: list[int], model: ModelFacts) -> bool:
     if any(model.fits(m, model.whole) for m in memories):
         return True
     middle = [m // model.bytes_per_layer for m in memories]
-    ends = [(m - model.head_bytes) // model.bytes_per_layer for m in memories]
+    ends = [(m - model.end_bytes) // model.bytes_per_layer for m in memories]
     return any(
         i != j
         and min(ends[i], ends[j]) >= 1

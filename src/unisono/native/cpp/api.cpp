@@ -1,6 +1,8 @@
 // The C interface that unisono.native.library loads. Nothing throws across it: a failure leaves
 // its text in `unisono_error` and returns null or -1.
+#include <algorithm>
 #include <cstring>
+#include <mutex>
 #include <string>
 
 #include "block.h"
@@ -193,6 +195,48 @@ int unisono_product(const HeldMatrix* held, const i64* x, i64 rows, i64 threads,
         for (int m = 0; m < rows; m++) narrow.set(m, x + i64(m) * matrix->inputs, unchanged);
         const Target target(*matrix, out, size_t(matrix->outputs));
         multiply(pool, narrow, &target, 1);
+    });
+}
+
+// The output with the largest product of each row, the first of several, by a shortlist that was
+// made after `learned` rows; `listed` is how many blocks were computed for all of them together.
+int unisono_largest(const HeldMatrix* held, const i64* x, i64 rows, i64 learned, i64 threads,
+                    i64* out, i64* listed) {
+    const Matrix& matrix = held->matrix;
+    return guarded([&] {
+        Pool pool(static_cast<int>(threads));
+        Shortlist shortlist;
+        NarrowRows narrow;
+        const Reduction unchanged(15, 0);
+        const auto take = [&](i64 from, i64 count) {
+            narrow.resize(static_cast<int>(count), matrix.inputs);
+            for (int m = 0; m < count; m++) narrow.set(m, x + (from + m) * matrix.inputs, unchanged);
+        };
+        for (i64 m = 0; m < learned; m++) {
+            take(m, 1);
+            shortlist.learn(narrow);
+        }
+        shortlist.build(pool, matrix);
+        *listed = 0;
+        for (i64 from = 0; from < rows; from += Shortlist::ROWS) {
+            const i64 count = lesser<i64>(Shortlist::ROWS, rows - from);
+            take(from, count);
+            std::mutex lock;
+            std::vector<std::pair<i64, i64>> best(count, {INT64_MIN, 0});  // product, -output
+            const auto least = [](int, const i64* products, int outputs) {
+                return double(*std::max_element(products, products + outputs));
+            };
+            const Sink sink = [&](int m, int rows_here, int first, int outputs, const i64* block,
+                                  int) {
+                const std::lock_guard<std::mutex> held_here(lock);
+                for (int i = 0; i < rows_here * outputs; i++) {
+                    const int r = i / outputs, n = i % outputs;
+                    best[m + r] = std::max(best[m + r], {block[r * BLOCK + n], -(first + n)});
+                }
+            };
+            *listed += shortlist.search(pool, narrow, matrix, least, sink);
+            for (int m = 0; m < count; m++) out[from + m] = -best[m].second;
+        }
     });
 }
 

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
+#include <limits>
 
 namespace unisono {
 
@@ -11,6 +13,7 @@ constexpr int ROWS_SHARED_FROM = 4;  // fewer rows are done faster than other th
 constexpr int ROWS_TOGETHER = 16;    // keys and values of neighbours share cache lines
 constexpr i64 RESIDUAL_EXPONENT = -20;
 constexpr int FULL_ROWS = 32;  // rows of logits kept at once
+constexpr int LOGIT_BITS = 40;
 }  // namespace
 
 Block::Block(const BlockConfig& config, const LayerConfig* layers, const i64* frequencies,
@@ -52,13 +55,17 @@ void Block::make_pool(int group, int layers, i64 pages) {
 void Block::embed(const i64* ids, int n, i64* rows) const {
     const Matrix& w = *embedding_;
     const i64 right = -(w.exponent + config_.embedding_exponent - RESIDUAL_EXPONENT);
-    for (int m = 0; m < n; m++) {
-        const int id = static_cast<int>(ids[m]);
-        for (int k = 0; k < w.inputs; k++) {
-            const i64 x = w.value(id, k) * w.multiplier(id, k) * config_.embedding_mantissa;
-            rows[i64(m) * w.inputs + k] = align<i64>(x, right, 43);
+    with_align(right, 43, [&](const auto& aligned) {
+        for (int m = 0; m < n; m++) {
+            const int id = static_cast<int>(ids[m]);
+            for (int k = 0; k < w.inputs; k += LANES) {
+                const i64 scale = w.multiplier(id, k) * config_.embedding_mantissa;
+                Lanes64 values;
+                for (int i = 0; i < LANES; i++) values[i] = w.value(id, k + i);
+                store(rows + i64(m) * w.inputs + k, aligned(values * scale));
+            }
         }
-    }
+    });
 }
 
 template <class Work>
@@ -339,9 +346,12 @@ void Block::head_input(const i64* rows, const i64* which, int n) {
     });
 }
 
+// The power of two that makes logits with 16 fraction bits of row m's products.
+i64 Block::logit_shift(int m) const { return exponent_[m] + head_->exponent + 16; }
+
 // One block of row m's products as logits: 16 fraction bits, 40 magnitude bits.
 void Block::score(const i64* products, int m, i64* out) const {
-    with_align(-(exponent_[m] + head_->exponent + 16), 40, [&](const auto& aligned) {
+    with_align(-logit_shift(m), LOGIT_BITS, [&](const auto& aligned) {
         each(BLOCK, [&](int i) { store(out + i, aligned(load(products + i))); });
     });
 }
@@ -399,7 +409,27 @@ void Block::draw(const i64* rows, Draw* draws, int count) {
                 b = {top, first + i};
             }
         };
-        timed(HEAD_PRODUCT, [&] { multiply(threads_, narrow_, *head_, sink); });
+        // What a row's largest product is at least: one that rounds to the same logit may come
+        // first, and logits that are saturated are all the same.
+        const auto least = [&](int m, const i64* products, int outputs) {
+            alignas(64) i64 scores[BLOCK];
+            score(products, m, scores);
+            int top = 0;
+            for (int i = 1; i < outputs; i++) top = products[i] > products[top] ? i : top;
+            const i64 limit = (i64(1) << LOGIT_BITS) - 1;
+            if (scores[top] >= limit || scores[top] <= -limit) {
+                return -std::numeric_limits<double>::infinity();
+            }
+            const i64 right = greater<i64>(0, -logit_shift(m));
+            return double(products[top]) - std::ldexp(1.0, static_cast<int>(lesser<i64>(right, 900)));
+        };
+        timed(HEAD_PRODUCT, [&] {
+            if (full == 0 && shortlist_.serves(threads_, narrow_, *head_)) {
+                shortlist_.search(threads_, narrow_, *head_, least, sink);
+            } else {
+                multiply(threads_, narrow_, *head_, sink);
+            }
+        });
         const auto settle = [&](int m, int) {
             Draw& d = draws[from + m];
             if (slot[m] >= 0) {

@@ -8,6 +8,7 @@
 #include "product.h"
 #include "rows.h"
 #include "sampling.h"
+#include "shortlist.h"
 #include "threads.h"
 
 namespace unisono {
@@ -93,6 +94,7 @@ class Block {
     void mlp(Layer& layer, i64* rows, int n);
     void narrow(int m, const i64* x, i64 exponent, const Extent& extent);
     Extent finish(Layer& layer, int norm, int bias, const Matrix& matrix, i64* x, int m, i64* row);
+    i64 logit_shift(int m) const;
     void score(const i64* products, int m, i64* out) const;
     void head_input(const i64* rows, const i64* which, int n);
     void resize(int n);
@@ -104,6 +106,7 @@ class Block {
     std::vector<i64> frequencies_, local_frequencies_;
     std::vector<std::unique_ptr<PagePool>> pools_;
     std::shared_ptr<Matrix> embedding_, head_;
+    Shortlist shortlist_;  // of the head's outputs
     std::vector<i64> final_norm_values_;
     Vector final_norm_;
     Epsilon epsilon_;

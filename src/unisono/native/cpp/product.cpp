@@ -304,4 +304,8 @@ void multiply(Pool& pool, const NarrowRows& x, const Matrix& w, const Sink& sink
     });
 }
 
+void product_block(const NarrowRows& x, int m, const Matrix& w, int b, i64* out) {
+    dot_rows(x, m, 1, w.block(b), w.scales(b), out, BLOCK);
+}
+
 }  // namespace unisono

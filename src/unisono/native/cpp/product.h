@@ -48,6 +48,14 @@ class NarrowRows {
     const i16* row(int m) const { return x_.data() + size_t(m) * inputs_; }
     const u8* high(int m) const { return high_.get() + size_t(m) * inputs_; }
     const u8* low(int m) const { return low_.get() + size_t(m) * inputs_; }
+    // One input of a row that is not in tiles.
+    int value(int m, int i) const {
+#ifdef UNISONO_VNNI
+        return 256 * (high(m)[i] - 128) + low(m)[i];
+#else
+        return row(m)[i];
+#endif
+    }
     bool tiled() const { return tiled_; }
     // Sixteen rows from m on, TILE_STEP inputs from step * TILE_STEP on: [16][TILE_STEP].
     const u8* high_tile(int m, int step) const { return high_.get() + tile_at(m, step); }
@@ -102,5 +110,8 @@ struct Target {
 void multiply(Pool& pool, const NarrowRows& x, const Target* targets, int count);
 // The same for one matrix, blocks handed to a sink instead of stored.
 void multiply(Pool& pool, const NarrowRows& x, const Matrix& matrix, const Sink& sink);
+
+// Row m, not in tiles, times one block: int64 [BLOCK].
+void product_block(const NarrowRows& x, int m, const Matrix& matrix, int b, i64* out);
 
 }  // namespace unisono

@@ -90,6 +90,13 @@ class ModelFacts(msgspec.Struct, frozen=True):
         return self.head_bytes / self.layer_bytes
 
     @property
+    def end_bytes(self) -> int:
+        """What a block at either end takes beside its layers: the matrix, and the copy of half its
+        size in which the largest logit is searched. The first block has no such copy, unless it
+        is also the last; it is counted all the same, so that a block may grow to the other end."""
+        return self.head_bytes * 3 // 2
+
+    @property
     def bytes_per_layer(self) -> int:
         """Weights of a layer and the keys and values kept for it."""
         return self.layer_bytes + self.kv_bytes * self.positions
@@ -101,7 +108,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     def bytes_of(self, block: LayerRange) -> int:
         """The memory that a block takes. The matrix of the ends is one, also where both need it."""
         ends = block.start == 0 or block.stop == self.layers
-        return block.count * self.bytes_per_layer + (self.head_bytes if ends else 0)
+        return block.count * self.bytes_per_layer + (self.end_bytes if ends else 0)
 
     def fits(self, memory: int, block: LayerRange) -> bool:
         """Whether `memory` bytes hold the block."""
@@ -109,7 +116,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
     def furthest(self, memory: int, start: int) -> int:
         """The largest `stop` for which `memory` bytes hold `start:stop`; `start` if none does."""
-        free = max(0, memory - (self.head_bytes if start == 0 else 0))
+        free = max(0, memory - (self.end_bytes if start == 0 else 0))
         stop = start + free // self.bytes_per_layer
         if stop >= self.layers:
             to_end = LayerRange(start, self.layers)

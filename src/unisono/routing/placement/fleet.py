@@ -20,7 +20,7 @@ class Fleet:
     def __init__(self, nodes: Sequence[NodeFacts], model: ModelFacts) -> None:
         self.nodes = tuple(nodes)
         self.model = model
-        per_layer, head = model.bytes_per_layer, model.head_bytes
+        per_layer, head = model.bytes_per_layer, model.end_bytes
         memory = np.array([n.memory for n in nodes], dtype=np.int64)
         at_end = np.clip((memory - head) // per_layer, 0, model.layers)
         self.middle: Ints = np.clip(memory // per_layer, 0, model.layers)

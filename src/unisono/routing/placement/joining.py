@@ -116,7 +116,7 @@ def canonical_cover(held: Held, model: ModelFacts) -> dict[NodeId, LayerRange]:
     ends: list[tuple[int, int]] = []
     for index, holder in enumerate(able[:layers]):
         middle = holder.memory // per_layer
-        at_end = (holder.memory - model.head_bytes) // per_layer
+        at_end = (holder.memory - model.end_bytes) // per_layer
         inner += middle
         if at_end >= 1:
             ends = sorted([*ends, (middle - at_end, index)])[:2]
