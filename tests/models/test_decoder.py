@@ -12,12 +12,12 @@ from tests.scalar_decoder import ScalarDecoder
 from tests.tiny_weights import FAMILIES, tiny_config, tiny_weights
 from unisono.errors import UnisonoError
 from unisono.models.decoder import Decoder, Draw, Rows, Segment
-from unisono.models.native_decoder import NativeDecoder
+from unisono.models.native_decoder import NativeDecoder, native_draw
 from unisono.models.torch_decoder import TorchDecoder
 from unisono.models.weights import LayerWeights
 from unisono.native import library, operators
 from unisono.numerics.tensors import Matrix, Vector
-from unisono.types import LayerRange, Sampling
+from unisono.types import Q16, LayerRange, Sampling
 
 pytestmark = pytest.mark.usefixtures("form")
 KV_BYTES = 64 << 20
@@ -143,12 +143,12 @@ def test_the_number_of_threads_does_not_change_a_byte() -> None:
 
 
 @pytest.mark.parametrize("family", ["gemma", "qwen3"])
-@pytest.mark.parametrize("exponent", [-24, -44, 30])
-def test_the_first_of_the_largest_logits_is_chosen_of_a_large_vocabulary(
+@pytest.mark.parametrize("exponent", [-24, -30, -44, 30])
+def test_a_token_of_a_large_vocabulary_is_that_of_all_its_logits(
     family: str, exponent: int
 ) -> None:
-    """Of many tokens the largest is searched by a shortlist after some rows; also where logits are
-    rounded to a few values, or saturated."""
+    """Of many tokens the chosen one is searched in a shortlist after some rows; also where logits
+    are rounded to a few values, or saturated."""
     if _form == "torch":
         pytest.skip("torch computes all logits of every row")
     config = tiny_config(family, vocabulary_size=8201)
@@ -157,13 +157,35 @@ def test_the_first_of_the_largest_logits_is_chosen_of_a_large_vocabulary(
     weights = replace(weights, head=replace(weights.head, exponent=exponent))
     decoder = _made(config, weights)
     rows = _in_chunks(decoder, _tokens(60), [60])
-    largest = np.argmax(decoder.logits(rows), axis=1)
-    greedy = Draw(Sampling(), np.zeros(0, dtype=np.int32), 0)
-    for count in (4, 4, 4, 5, 1, 2, 3, 12, 1):  # the first rows are what a shortlist learns from
+    logits, none = decoder.logits(rows), np.zeros(0, dtype=np.int32)
+    rules = [
+        Sampling(),
+        Sampling(temperature=Q16, seed=5),
+        Sampling(temperature=Q16 // 3, min_p=Q16 // 10, seed=6),
+        Sampling(temperature=3 * Q16, seed=7),
+        Sampling(temperature=7, seed=8),
+        Sampling(temperature=40 * Q16, seed=(1 << 63) - 1),
+        Sampling(temperature=Q16, top_k=3),
+    ]
+
+    def expected(row: int, position: int, draw: Draw) -> int:
+        kept: list[Any] = []
+        alone = native_draw(draw, 0, position, kept)
+        operators.choose(logits[row].copy(), alone)
+        return alone.token
+
+    number = 0
+    for count in (4, 4, 4, 5, 1, 2, 3, 12, 1, 1):  # the first rows are what a list learns from
         for first in range(0, 60 - count, count):
-            draws = [(row, 1, greedy) for row in range(first, first + count)]
+            number += 1
+            mixed = [rules[(number * 3 + i) % len(rules)] for i in range(count)]
+            same = [rules[number % len(rules)]] * count
+            draws = [
+                (row, row * number, Draw(rule, none, 0))
+                for row, rule in enumerate(mixed if number % 2 else same, first)
+            ]
             chosen = [choice.token for choice in decoder.choose(rows, draws)]
-            assert chosen == largest[first : first + count].tolist()
+            assert chosen == [expected(*draw) for draw in draws]
 
 
 def test_a_gap_in_a_session_is_refused() -> None:

@@ -223,8 +223,10 @@ int unisono_largest(const HeldMatrix* held, const i64* x, i64 rows, i64 learned,
             take(from, count);
             std::mutex lock;
             std::vector<std::pair<i64, i64>> best(count, {INT64_MIN, 0});  // product, -output
-            const auto least = [](int, const i64* products, int outputs) {
-                return double(*std::max_element(products, products + outputs));
+            const Shortlist::Choice choices[Shortlist::ROWS] = {};
+            const auto judge = [](int, const Shortlist::Known& known, const Shortlist::Known&) {
+                const i64* first = known.products;
+                return Shortlist::Least{double(*std::max_element(first, first + known.outputs)), 0};
             };
             const Sink sink = [&](int m, int rows_here, int first, int outputs, const i64* block,
                                   int) {
@@ -234,7 +236,7 @@ int unisono_largest(const HeldMatrix* held, const i64* x, i64 rows, i64 learned,
                     best[m + r] = std::max(best[m + r], {block[r * BLOCK + n], -(first + n)});
                 }
             };
-            *listed += shortlist.search(pool, narrow, matrix, least, sink);
+            *listed += shortlist.search(pool, narrow, matrix, choices, judge, sink);
             for (int m = 0; m < count; m++) out[from + m] = -best[m].second;
         }
     });

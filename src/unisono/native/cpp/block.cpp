@@ -372,83 +372,159 @@ void Block::logits(const i64* rows, int n, i64* out) {
 }
 
 void Block::draw(const i64* rows, Draw* draws, int count) {
-    const i64 vocabulary = head_->outputs;
-    struct Best {
-        i64 score, id;
-    };
     for (int from = 0; from < count; from += FULL_ROWS) {
         const int n = lesser(FULL_ROWS, count - from);
-        std::vector<i64> which(n), slot(n, -1);
-        i64 full = 0;
+        std::vector<i64> which(n);
+        bool listable = true;
         for (int m = 0; m < n; m++) {
-            which[m] = draws[from + m].row;
-            if (!draws[from + m].is_largest()) slot[m] = full++;
+            const Draw& d = draws[from + m];
+            which[m] = d.row;
+            listable = listable && (d.is_largest() || d.is_noisy());
         }
-        if (static_cast<i64>(logits_.size()) < full * vocabulary) logits_.resize(full * vocabulary);
         head_input(rows, which.data(), n);
-        std::vector<Best> best(size_t(n) * threads_.size(), Best{0, -1});
-        const Sink sink = [&](int m, int rows_here, int first, int outputs,
-                                                const i64* block, int thread) {
-            for (int r = 0; r < rows_here; r++) {
-                alignas(64) i64 scores[BLOCK];
-                score(block + r * BLOCK, m + r, scores);
-                if (slot[m + r] >= 0) {
-                    std::memcpy(&logits_[slot[m + r] * vocabulary + first], scores,
-                                outputs * sizeof(i64));
-                    continue;
-                }
-                for (int i = outputs; i < BLOCK; i++) scores[i] = -(i64(1) << 62);
-                const Lanes64 tops = greater(load(scores), load(scores + LANES));
-                Best& b = best[size_t(thread) * n + m + r];
-                if (b.id >= 0 && first > b.id && !any(tops > b.score)) continue;
-                i64 top = tops[0];
-                for (int i = 1; i < LANES; i++) top = greater<i64>(top, tops[i]);
-                if (b.id >= 0 && (top < b.score || (top == b.score && first > b.id))) continue;
-                int i = 0;
-                while (scores[i] != top) i++;
-                b = {top, first + i};
-            }
-        };
-        // What a row's largest product is at least: one that rounds to the same logit may come
-        // first, and logits that are saturated are all the same.
-        const auto least = [&](int m, const i64* products, int outputs) {
-            alignas(64) i64 scores[BLOCK];
-            score(products, m, scores);
-            int top = 0;
-            for (int i = 1; i < outputs; i++) top = products[i] > products[top] ? i : top;
-            const i64 limit = (i64(1) << LOGIT_BITS) - 1;
-            if (scores[top] >= limit || scores[top] <= -limit) {
-                return -std::numeric_limits<double>::infinity();
-            }
-            const i64 right = greater<i64>(0, -logit_shift(m));
-            return double(products[top]) - std::ldexp(1.0, static_cast<int>(lesser<i64>(right, 900)));
-        };
-        timed(HEAD_PRODUCT, [&] {
-            if (full == 0 && shortlist_.serves(threads_, narrow_, *head_)) {
-                shortlist_.search(threads_, narrow_, *head_, least, sink);
-            } else {
-                multiply(threads_, narrow_, *head_, sink);
-            }
-        });
-        const auto settle = [&](int m, int) {
-            Draw& d = draws[from + m];
-            if (slot[m] >= 0) {
-                choose(&logits_[slot[m] * vocabulary], static_cast<int>(vocabulary), d);
-                return;
-            }
-            Best winner{0, -1};
-            for (int t = 0; t < threads_.size(); t++) {
-                const Best& b = best[size_t(t) * n + m];
-                if (b.id < 0) continue;
-                if (winner.id < 0 || b.score > winner.score ||
-                    (b.score == winner.score && b.id < winner.id)) {
-                    winner = b;
-                }
-            }
-            d.token = winner.id;
-        };
-        timed(SAMPLING, [&] { threads_.run(n, settle); });
+        if (!listable || !shortlist_.serves(threads_, narrow_, *head_) ||
+            !draw_listed(draws + from, n)) {
+            draw_all(draws + from, n);
+        }
     }
+}
+
+namespace {
+// The largest logit, the first of several, as blocks of them come in any order.
+struct Largest {
+    i64 score = 0, id = -1;
+
+    void offer(i64* scores, int first, int outputs) {
+        for (int i = outputs; i < BLOCK; i++) scores[i] = -(i64(1) << 62);
+        const Lanes64 tops = greater(load(scores), load(scores + LANES));
+        if (id >= 0 && first > id && !any(tops > score)) return;
+        i64 top = tops[0];
+        for (int i = 1; i < LANES; i++) top = greater<i64>(top, tops[i]);
+        int i = 0;
+        while (scores[i] != top) i++;
+        offer({top, first + i});
+    }
+    void offer(const Largest& other) {
+        if (other.id < 0) return;
+        if (id < 0 || other.score > score || (other.score == score && other.id < id)) *this = other;
+    }
+};
+}  // namespace
+
+// From all logits, which are kept for draws that need more than the largest.
+void Block::draw_all(Draw* draws, int n) {
+    const i64 vocabulary = head_->outputs;
+    std::vector<i64> slot(n, -1);
+    i64 full = 0;
+    for (int m = 0; m < n; m++) {
+        if (!draws[m].is_largest()) slot[m] = full++;
+    }
+    if (static_cast<i64>(logits_.size()) < full * vocabulary) logits_.resize(full * vocabulary);
+    std::vector<Largest> largest(size_t(n) * threads_.size());
+    const Sink sink = [&](int m, int rows, int first, int outputs, const i64* block, int thread) {
+        for (int r = 0; r < rows; r++) {
+            alignas(64) i64 scores[BLOCK];
+            score(block + r * BLOCK, m + r, scores);
+            if (slot[m + r] >= 0) {
+                std::memcpy(&logits_[slot[m + r] * vocabulary + first], scores,
+                            outputs * sizeof(i64));
+            } else {
+                largest[size_t(thread) * n + m + r].offer(scores, first, outputs);
+            }
+        }
+    };
+    timed(HEAD_PRODUCT, [&] { multiply(threads_, narrow_, *head_, sink); });
+    const auto settle = [&](int m, int) {
+        if (slot[m] >= 0) {
+            choose(&logits_[slot[m] * vocabulary], static_cast<int>(vocabulary), draws[m]);
+            return;
+        }
+        for (int t = 1; t < threads_.size(); t++) largest[m].offer(largest[size_t(t) * n + m]);
+        draws[m].token = largest[m].id;
+    };
+    timed(SAMPLING, [&] { threads_.run(n, settle); });
+}
+
+// From a shortlist; false if it may lack a token that could be drawn.
+bool Block::draw_listed(Draw* draws, int n) {
+    constexpr double NOISE = 65536, EXPONENT = 94548;  // units of noise; log2(e), 16 fraction bits
+    constexpr double ROUNDING = 16;                    // of distances and noise, in 2^-16
+    constexpr double EVERYTHING = -std::numeric_limits<double>::infinity();
+    std::vector<Shortlist::Choice> choices(n);
+    const auto unit = [&](int m) {  // of a logit, as a product: those within it may round the same
+        return std::ldexp(1.0, static_cast<int>(clamped<i64>(-logit_shift(m), 900)));
+    };
+    for (int m = 0; m < n; m++) {
+        if (draws[m].is_largest()) continue;
+        choices[m] = {draws[m].temperature / EXPONENT * NOISE * unit(m), draws[m].position,
+                      draws[m].seed};
+    }
+    const i64 limit = (i64(1) << LOGIT_BITS) - 1;
+    std::vector<Scored> reached(n);  // the draw whose sum with noise was taken as the least
+    const auto judge = [&](int m, const Shortlist::Known& product, const Shortlist::Known& sum) {
+        Shortlist::Least least{EVERYTHING, EVERYTHING};
+        for (const Shortlist::Known* known : {&product, &sum}) {
+            alignas(64) i64 scores[BLOCK];
+            score(known->products, m, scores);
+            for (int i = 0; i < known->outputs; i++) {
+                if (scores[i] >= limit || scores[i] <= -limit) {  // saturated ones are the same
+                    return Shortlist::Least{EVERYTHING, EVERYTHING};
+                }
+                const double value = double(known->products[i]);
+                least.product = greater(least.product, value);
+                if (draws[m].is_largest()) continue;
+                const int id = known->first + i;
+                const double heard = value + gumbel(id, draws[m]) / NOISE * choices[m].noise;
+                if (heard <= least.sum) continue;
+                least.sum = heard;
+                reached[m] = {scores[i], id};
+            }
+        }
+        least.product -= unit(m);
+        least.sum -= unit(m) + ROUNDING / NOISE * choices[m].noise;
+        return least;
+    };
+    std::vector<Largest> largest(size_t(n) * threads_.size());
+    std::vector<std::vector<Scored>> heard(size_t(n) * threads_.size());
+    const Sink sink = [&](int m, int, int first, int outputs, const i64* block, int thread) {
+        const size_t at = size_t(thread) * n + m;
+        alignas(64) i64 scores[BLOCK];
+        score(block, m, scores);
+        if (!draws[m].is_largest()) {
+            for (int i = 0; i < outputs; i++) heard[at].push_back({scores[i], first + i});
+        } else {
+            largest[at].offer(scores, first, outputs);
+        }
+    };
+    timed(HEAD_PRODUCT, [&] {
+        shortlist_.search(threads_, narrow_, *head_, choices.data(), judge, sink);
+    });
+    bool complete = true;
+    const auto settle = [&](int m) {
+        for (int t = 1; t < threads_.size(); t++) {
+            const size_t at = size_t(t) * n + m;
+            largest[m].offer(largest[at]);
+            heard[m].insert(heard[m].end(), heard[at].begin(), heard[at].end());
+        }
+        if (draws[m].is_largest()) {
+            draws[m].token = largest[m].id;
+            complete = complete && largest[m].id >= 0;
+            return;
+        }
+        if (heard[m].empty()) {
+            complete = false;
+            return;
+        }
+        i64 top = heard[m][0].score;
+        for (const Scored& s : heard[m]) top = greater(top, s.score);
+        // else tokens that are quieter than it, but likely enough, were left out
+        complete = complete && drawable(top - reached[m].score, draws[m]);
+        draws[m].token = draw_among(heard[m], draws[m]);
+    };
+    timed(SAMPLING, [&] {
+        for (int m = 0; m < n; m++) settle(m);
+    });
+    return complete;
 }
 
 }  // namespace unisono

@@ -94,6 +94,8 @@ class Block {
     void mlp(Layer& layer, i64* rows, int n);
     void narrow(int m, const i64* x, i64 exponent, const Extent& extent);
     Extent finish(Layer& layer, int norm, int bias, const Matrix& matrix, i64* x, int m, i64* row);
+    void draw_all(Draw* draws, int n);
+    bool draw_listed(Draw* draws, int n);
     i64 logit_shift(int m) const;
     void score(const i64* products, int m, i64* out) const;
     void head_input(const i64* rows, const i64* which, int n);

@@ -42,27 +42,6 @@ void adjust(i64* scores, int vocabulary, const Draw& d) {
     for (int i = 0; i < vocabulary; i++) scores[i] = clamped(scores[i], LIMIT);
 }
 
-uint64_t philox(uint64_t counter, uint64_t position, uint64_t seed) {
-    uint64_t a = counter, b = position, c = 0, d = 0;
-    uint64_t key0 = seed & 0xFFFFFFFF, key1 = seed >> 32;
-    for (int round = 0; round < 10; round++) {
-        const uint64_t x = a * 0xD2511F53u, y = c * 0xCD9E8D57u;
-        a = (y >> 32) ^ b ^ key0;
-        b = y & 0xFFFFFFFF;
-        c = (x >> 32) ^ d ^ key1;
-        d = x & 0xFFFFFFFF;
-        key0 = (key0 + 0x9E3779B9u) & 0xFFFFFFFF;
-        key1 = (key1 + 0xBB67AE85u) & 0xFFFFFFFF;
-    }
-    return a;
-}
-
-i64 gumbel(i64 id, const Draw& d) {
-    const i64 uniform = 2 * static_cast<i64>(philox(id, d.position, d.seed)) + 1;
-    const i64 exponential = greater<i64>((i64(33) << 38) - log2_fixed(uniform), 1);
-    return round_shift<22>((i64(38) << 38) - log2_fixed(exponential));
-}
-
 struct Candidate {
     i64 below, p;
     i32 id;
@@ -72,19 +51,34 @@ bool better(const Candidate& a, const Candidate& b) {
     return a.below != b.below ? a.below < b.below : a.id < b.id;
 }
 
+// Tokens of probability 0 rank behind all others and are never drawn.
+void keep(std::vector<Candidate>& kept, i32 id, i64 distance, const Draw& d) {
+    const i64 farthest = (MAX_DISTANCE * d.temperature) >> 16;  // below this, p may be above 0
+    if (distance > farthest + 1) return;
+    const i64 below = (distance << 16) / d.temperature;
+    const i64 p = exp2_negative<28>(base2_distance(below));
+    if (p) kept.push_back({below, p, id});
+}
+
+i64 loudest(const std::vector<Candidate>& kept, const Draw& d) {
+    const i64 least = d.min_p << 12;
+    i64 best = 0, chosen = -1;
+    for (const Candidate& c : kept) {
+        if (c.p < least) continue;
+        const i64 key = gumbel(c.id, d) - base2_distance(c.below);
+        if (chosen < 0 || key > best || (key == best && c.id < chosen)) {
+            best = key;
+            chosen = c.id;
+        }
+    }
+    return chosen;
+}
+
 i64 draw_token(const i64* scores, int vocabulary, const Draw& d) {
     const i64 top = *std::max_element(scores, scores + vocabulary);
     if (d.temperature == 0) return std::find(scores, scores + vocabulary, top) - scores;
-    // tokens of probability 0 rank behind all others and are never drawn
     std::vector<Candidate> kept;
-    const i64 farthest = (MAX_DISTANCE * d.temperature) >> 16;  // below this, p may be above 0
-    for (int i = 0; i < vocabulary; i++) {
-        const i64 distance = top - scores[i];
-        if (distance > farthest + 1) continue;
-        const i64 below = (distance << 16) / d.temperature;
-        const i64 p = exp2_negative<28>(base2_distance(below));
-        if (p) kept.push_back({below, p, i});
-    }
+    for (int i = 0; i < vocabulary; i++) keep(kept, i, top - scores[i], d);
     if (d.top_k > 0 && d.top_k < static_cast<i64>(kept.size())) {
         std::nth_element(kept.begin(), kept.begin() + (d.top_k - 1), kept.end(), better);
         kept.resize(d.top_k);
@@ -101,17 +95,7 @@ i64 draw_token(const i64* scores, int vocabulary, const Draw& d) {
         }
         kept.resize(count);
     }
-    const i64 least = d.min_p << 12;
-    i64 best = 0, chosen = -1;
-    for (const Candidate& c : kept) {
-        if (c.p < least) continue;
-        const i64 key = gumbel(c.id, d) - base2_distance(c.below);
-        if (chosen < 0 || key > best || (key == best && c.id < chosen)) {
-            best = key;
-            chosen = c.id;
-        }
-    }
-    return chosen;
+    return loudest(kept, d);
 }
 
 void report(const i64* logits, int vocabulary, Draw& d, const std::vector<i32>& likeliest) {
@@ -142,6 +126,26 @@ std::vector<i32> ranked(const i64* logits, int vocabulary, i64 count) {
 }
 
 }  // namespace
+
+i64 gumbel(i64 id, const Draw& d) {
+    const i64 uniform = 2 * static_cast<i64>(philox<uint64_t>(id, d.position, d.seed)) + 1;
+    const i64 exponential = greater<i64>((i64(33) << 38) - log2_fixed(uniform), 1);
+    return round_shift<22>((i64(38) << 38) - log2_fixed(exponential));
+}
+
+bool drawable(i64 distance, const Draw& d) {
+    std::vector<Candidate> kept;
+    keep(kept, 0, distance, d);
+    return !kept.empty() && kept[0].p >= d.min_p << 12;
+}
+
+i64 draw_among(const std::vector<Scored>& likeliest, const Draw& d) {
+    i64 top = likeliest[0].score;
+    for (const Scored& s : likeliest) top = greater(top, s.score);
+    std::vector<Candidate> kept;
+    for (const Scored& s : likeliest) keep(kept, s.id, top - s.score, d);
+    return loudest(kept, d);
+}
 
 bool Draw::adjusts() const {
     return (repetition != ONE && known) || ((presence || frequency) && known > prompt) || biases;

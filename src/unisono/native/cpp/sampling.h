@@ -25,7 +25,42 @@ struct Draw {
     bool adjusts() const;
     // Whether the token is simply the largest logit.
     bool is_largest() const { return temperature == 0 && top < 0 && !adjusts(); }
+    // Whether it is the largest sum of a logit and noise, among tokens that are likely enough.
+    bool is_noisy() const {
+        return temperature > 0 && top < 0 && top_k == 0 && top_p == (i64(1) << 16) && !adjusts();
+    }
 };
+
+struct Scored {
+    i64 score;  // a logit
+    i32 id;
+};
+
+// Philox 4x32-10 (Salmon et al., SC 2011), the first of its words: 32 bits of a 64-bit lane, of
+// which the upper half is zero.
+template <class T>
+inline T philox(T counter, T position, uint64_t seed) {
+    const T word = T{} + 0xFFFFFFFFu;
+    T a = counter, b = position, c = T{}, d = T{};
+    uint64_t key0 = seed & 0xFFFFFFFF, key1 = seed >> 32;
+    for (int round = 0; round < 10; round++) {
+        const T x = a * 0xD2511F53u, y = c * 0xCD9E8D57u;
+        a = (y >> 32) ^ b ^ key0;
+        b = y & word;
+        c = (x >> 32) ^ d ^ key1;
+        d = x & word;
+        key0 = (key0 + 0x9E3779B9u) & 0xFFFFFFFF;
+        key1 = (key1 + 0xBB67AE85u) & 0xFFFFFFFF;
+    }
+    return a;
+}
+
+// Standard Gumbel noise of a token in units of ln 2, 16 fraction bits.
+i64 gumbel(i64 id, const Draw& draw);
+// Whether a token whose logit is `distance` below the largest may be drawn by a draw that is_noisy.
+bool drawable(i64 distance, const Draw& draw);
+// The token of a draw that is_noisy. `likeliest` may leave out tokens that cannot be it.
+i64 draw_among(const std::vector<Scored>& likeliest, const Draw& draw);
 
 // `logits` int64 [vocabulary], 16 fraction bits; altered.
 void choose(i64* logits, int vocabulary, Draw& draw);

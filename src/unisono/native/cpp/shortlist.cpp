@@ -5,11 +5,15 @@
 #include <cmath>
 #include <limits>
 
+#include "sampling.h"
+
 namespace unisono {
 
 #ifdef UNISONO_VNNI
 
 namespace {
+typedef uint64_t Words __attribute__((vector_size(LANES * sizeof(uint64_t))));
+
 constexpr int RECENT_ROWS = 16;
 constexpr int LEARNED_ROWS = 3 * RECENT_ROWS;  // the first may be those of a warm-up, made up
 constexpr int OUTPUTS_FROM = 1 << 13;  // a shorter matrix is read faster than a second region starts
@@ -22,6 +26,11 @@ constexpr int TOO_OFTEN = 64;          // after such a pause the copy is made an
 constexpr int TASKS_PER_THREAD = 16;
 constexpr double MOST = 7.5;           // |q - 7.5|
 constexpr float NOWHERE = -1e30f;      // the bound of outputs that do not exist
+
+constexpr float LOG2_LOG2_E = 0.528766f;
+constexpr float NOISE_ROUNDING = 0.003f;  // of fixed point, and of the constant above
+constexpr float RARE = 0x1p20f;   // of 2^32: where fixed point is too coarse for such a margin,
+constexpr float MOST_NOISE = 40;  // tokens count as if their noise were the most there can be
 
 // float32 rounds by 2^-24; sums of these many terms stay far below the factors.
 constexpr double ROUNDING = 1e-5;
@@ -243,18 +252,52 @@ void Shortlist::estimate(const Query* queries, int b, i32* sums) const {
     }
 }
 
-int Shortlist::search(Pool& pool, const NarrowRows& x, const Matrix& w, const Least& least,
-                      const Sink& sink) {
+namespace {
+
+// At least the noise of a block's tokens, in units of ln 2.
+inline __m512 noise_bound(int first, const Shortlist::Choice& choice) {
+    const Words low = Words{0, 1, 2, 3, 4, 5, 6, 7} + static_cast<uint64_t>(first);
+    const Words position = Words{} + static_cast<uint64_t>(choice.position);
+    const __m256i a = _mm512_cvtepi64_epi32((__m512i)philox(low, position, choice.seed));
+    const __m256i b = _mm512_cvtepi64_epi32((__m512i)philox(low + LANES, position, choice.seed));
+    const __m512i words = _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
+    // z = (2^33 - (2 word + 1)) / 2^33, in units of 2^-32
+    const __m512 z = _mm512_cvtepu32_ps(~words) + 0.5f;
+    const __m512 log2 = _mm512_cvtepi32_ps(_mm512_castps_si512(z)) * 0x1p-23f - (127 + 32);
+    const __m512 bound = NOISE_ROUNDING - LOG2_LOG2_E - log2;
+    return _mm512_mask_mov_ps(bound, _mm512_cmp_ps_mask(z, _mm512_set1_ps(RARE), _CMP_LT_OQ),
+                              _mm512_set1_ps(MOST_NOISE));
+}
+
+// The block with the highest of some values, as one thread sees them come.
+struct Candidate {
+    float value = NOWHERE;
+    int block = -1;
+
+    void offer(__m512 values, int b) {
+        const __m512 known = _mm512_set1_ps(value);
+        if (block < 0 || _mm512_cmp_ps_mask(values, known, _CMP_GT_OQ)) {
+            value = _mm512_reduce_max_ps(values);
+            block = b;
+        }
+    }
+};
+
+}  // namespace
+
+int Shortlist::search(Pool& pool, const NarrowRows& x, const Matrix& w, const Choice* choices,
+                      const Judge& judge, const Sink& sink) {
     const int rows = x.rows(), blocks = w.blocks(), tasks = tasks_of(blocks, pool.size());
     const auto begin = [&](int task) { return static_cast<int>(i64(blocks) * task / tasks); };
     std::vector<Query> queries;
     for (int m = 0; m < rows; m++) queries.push_back(prepare(x, m));
-    if (highest_.size() < size_t(rows) * blocks) highest_.resize(size_t(rows) * blocks);
-    struct Candidate {
-        float estimate;
-        int block;
+    for (auto* v : {&highest_, &loudest_}) {
+        if (v->size() < size_t(rows) * blocks) v->resize(size_t(rows) * blocks);
+    }
+    struct Seen {
+        Candidate product, sum;
     };
-    std::vector<Candidate> best(size_t(rows) * pool.size(), {NOWHERE, -1});
+    std::vector<Seen> seen(size_t(rows) * pool.size());
 
     pool.run(tasks, [&](int task, int thread) {
         alignas(64) i32 sums[ROWS * BLOCK];
@@ -273,32 +316,42 @@ int Shortlist::search(Pool& pool, const NarrowRows& x, const Matrix& w, const Le
                                                          _mm512_set1_epi32(query.offset));
                 const __m512 middle = _mm512_cvtepi32_ps(centred);
                 const __m512 most = step * (middle + query.error) + rest * query.length;
+                Seen& found = seen[size_t(thread) * rows + m];
                 highest_[size_t(m) * blocks + b] = _mm512_reduce_max_ps(most);
-                const __m512 likely = step * middle;
-                Candidate& found = best[size_t(thread) * rows + m];
-                const __m512 known = _mm512_set1_ps(found.estimate);
-                if (found.block < 0 || _mm512_cmp_ps_mask(likely, known, _CMP_GT_OQ)) {
-                    found = {_mm512_reduce_max_ps(likely), b};
+                found.product.offer(step * middle, b);
+                if (choices[m].noise > 0) {
+                    const float unit = static_cast<float>(choices[m].noise * query.factor);
+                    const __m512 noise = noise_bound(b * BLOCK, choices[m]) * unit;
+                    loudest_[size_t(m) * blocks + b] = _mm512_reduce_max_ps(most + noise);
+                    found.sum.offer(step * middle + noise, b);
                 }
             }
         }
     });
 
-    float lowest[ROWS];
+    float lowest[ROWS], quietest[ROWS];
     for (int m = 0; m < rows; m++) {
-        Candidate first = best[m];
-        for (int t = 1; t < pool.size(); t++) {
-            const Candidate& other = best[size_t(t) * rows + m];
-            if (first.block < 0 || (other.block >= 0 && other.estimate > first.estimate)) {
-                first = other;
-            }
+        Seen best;
+        for (int t = 0; t < pool.size(); t++) {
+            const Seen& other = seen[size_t(t) * rows + m];
+            if (other.product.value > best.product.value) best.product = other.product;
+            if (other.sum.value > best.sum.value) best.sum = other.sum;
         }
-        alignas(64) i64 products[BLOCK];
-        product_block(x, m, w, first.block, products);
-        const int outputs = lesser(BLOCK, w.outputs - first.block * BLOCK);
-        const double compared =
-            (least(m, products, outputs) - queries[m].common) * queries[m].factor;
-        lowest[m] = static_cast<float>(compared - ROUNDING * std::abs(compared));
+        alignas(64) i64 products[2][BLOCK];
+        const auto known = [&](const Candidate& candidate, i64* to) {
+            const int b = greater(candidate.block, 0);
+            product_block(x, m, w, b, to);
+            return Known{b * BLOCK, lesser(BLOCK, w.outputs - b * BLOCK), to};
+        };
+        const Known likely = known(best.product, products[0]);
+        const Least least =
+            judge(m, likely, choices[m].noise > 0 ? known(best.sum, products[1]) : likely);
+        const auto compared = [&](double product) {
+            const double value = (product - queries[m].common) * queries[m].factor;
+            return static_cast<float>(value - ROUNDING * std::abs(value));
+        };
+        lowest[m] = compared(least.product);
+        quietest[m] = compared(least.sum);
     }
 
     std::atomic<int> listed{0};
@@ -307,8 +360,10 @@ int Shortlist::search(Pool& pool, const NarrowRows& x, const Matrix& w, const Le
         int here = 0;
         for (int m = 0; m < rows; m++) {
             const float* highest = highest_.data() + size_t(m) * blocks;
+            const float* loudest = loudest_.data() + size_t(m) * blocks;
             for (int b = begin(task); b < begin(task + 1); b++) {
-                if (highest[b] < lowest[m]) continue;
+                const bool heard = choices[m].noise > 0 && loudest[b] >= quietest[m];
+                if (highest[b] < lowest[m] && !heard) continue;
                 product_block(x, m, w, b, products);
                 sink(m, 1, b * BLOCK, lesser(BLOCK, w.outputs - b * BLOCK), products, thread);
                 here++;
@@ -333,8 +388,8 @@ struct Shortlist::Query {};
 bool Shortlist::serves(Pool&, const NarrowRows&, const Matrix&) { return false; }
 void Shortlist::learn(const NarrowRows&) {}
 void Shortlist::build(Pool&, const Matrix&) {}
-int Shortlist::search(Pool& pool, const NarrowRows& x, const Matrix& w, const Least&,
-                      const Sink& sink) {
+int Shortlist::search(Pool& pool, const NarrowRows& x, const Matrix& w, const Choice*,
+                      const Judge&, const Sink& sink) {
     multiply(pool, x, w, sink);
     return x.rows() * w.blocks();
 }
