@@ -13,7 +13,7 @@ from tests.execution.test_engine import answer, engine_of, joined
 from tests.scenarios.network import SAMPLINGS, honest, request_for, tiny_network
 from unisono.errors import UnisonoError
 from unisono.execution.engine import Engine
-from unisono.execution.session import page_keys
+from unisono.execution.pages import token_names
 from unisono.models.cache import layer_groups, page_bytes
 from unisono.models.store import StoredModel
 from unisono.types import LayerRange
@@ -96,7 +96,7 @@ async def test_kept_prefixes_continue_with_the_same_bytes(tiny_models: TinyModel
     async with engine_with(tiny_models.llama, 32) as engine:
         first = engine.decoder.new_cache(200)
         whole = await engine.step(first, 0, LONG)
-        keys = page_keys(LONG, 3)
+        keys = token_names(LONG, 3)
         for page in range(3):
             here = slice(64 * page, 64 * page + 64)
             engine.keep(first, keys[: page + 1], (whole.hashes[here], whole.hashes[here]))
@@ -135,9 +135,3 @@ async def test_an_answer_from_a_kept_prefix_has_the_same_tokens_and_claims(
         fresh = await net.answer(longer)
         assert fresh.tokens == continued.tokens
         assert fresh.claims[0].rows_out == continued.claims[0].rows_out
-
-
-async def test_a_chain_of_hops_keeps_no_prefixes(tiny_models: TinyModels) -> None:
-    async with tiny_network(tiny_models.llama, 2) as net:
-        await net.answer(request_for(tiny_models.llama, prompt=LONG))
-        assert all(node.engine.decoder.store.kept == 0 for node in net.nodes)

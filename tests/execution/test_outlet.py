@@ -15,7 +15,7 @@ from unisono.execution.outlet import RowsOutlet, TokensOutlet
 from unisono.types import SampledToken, SessionId
 from unisono.wire.bounds import MAX_DRAFT_ROWS
 from unisono.wire.frames import encode_frame
-from unisono.wire.messages import Rows, Tokens
+from unisono.wire.messages import Pages, Rows, Tokens
 from unisono.wire.packing import unpack
 from unisono.wire.rows import encode_rows
 
@@ -297,3 +297,22 @@ def test_tokens_before_those_that_a_last_hop_keeps_are_refused() -> None:
     with pytest.raises(PeerRefused, match="before position 3 are not kept") as refused:
         outlet.rewire(FakeLink(), 2)  # type: ignore[arg-type]
     assert refused.value.code == "journal_gone"
+
+
+def test_the_next_hop_is_asked_again_when_it_was_replaced_until_rows_are_due() -> None:
+    outlet, first, second, third = RowsOutlet(SESSION, 200), *(FakeLink() for _ in range(3))
+    outlet.ask(b"names")  # before there is a link
+    outlet.rewire(first, 0)  # type: ignore[arg-type]
+    outlet.rewire(second, 0)  # type: ignore[arg-type]
+    assert outlet.asking
+    asked = [link.posted for link in (first, second)]
+    assert [body for (_, body), in asked] == [b"names", b"names"]
+    assert asked[0][0][0].turn != asked[1][0][0].turn == outlet.turn
+    outlet.begin(128)
+    assert not outlet.asking
+    filled(outlet, 128, 150)
+    assert [m.position for m, _ in second.posted if not isinstance(m, Pages)] == [128]
+    with pytest.raises(PeerRefused, match="begins at position 128"):
+        outlet.rewire(third, 0)  # type: ignore[arg-type]
+    outlet.rewire(third, 130)  # type: ignore[arg-type]
+    assert [(m.position, len(m.widths)) for m, _ in third.posted] == [(130, 20)]

@@ -130,6 +130,9 @@ class Pages(RuleBasedStateMachine):
         cache = SessionCache(self.store, model.cache.capacity)
         cache.adopt(found)
         assert cache.length == len(found) * PAGE
+        if data.draw(st.booleans()):  # while it waits to hear how many it begins with
+            cache.move_out()
+        cache.begin(data.draw(st.integers(0, len(found))))
         self.sessions.append(Writer(cache, model.contents[: cache.length], cache.length))
 
     @rule(
@@ -486,6 +489,21 @@ def test_a_page_kept_twice_is_held_once_and_becomes_the_youngest() -> None:
     assert store.used == 0
 
 
+def test_rows_of_kept_pages_have_a_limit_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unisono.models.cache.PREFIX_ROWS_BYTES", 250)
+    store = _store(8, 0)
+    cache = _filled(store, 3)
+    for i, left in enumerate((["a"], ["a", "b"], ["b", "c"])):
+        pages = cache.page(i)
+        assert pages is not None
+        rows = (memoryview(bytes(40)), memoryview(bytes(60)))
+        store.keep([b"abc"[i : i + 1]], Prefix(pages, NO_HASHES, rows))
+        assert _kept(store) == left
+    store.forget()
+    store.keep([b"d"], Prefix((0,), NO_HASHES, (memoryview(bytes(250)),)))
+    assert _kept(store) == ["d"]  # what was given up no longer counts
+
+
 def test_a_found_prefix_ends_at_the_first_page_that_is_not_kept() -> None:
     store = _store(8, 0)
     _keep(store, _filled(store, 3), "a", int)
@@ -519,6 +537,7 @@ def test_writing_into_a_shared_page_copies_it_and_leaves_the_others_alone() -> N
     second = SessionCache(store, 200)
     pages = [first.page(i) for i in range(2)]
     second.adopt([Prefix(p, NO_HASHES) for p in pages if p is not None])
+    second.begin(2)
     assert store.used == 2 * store.bytes[0]
     second.reserve(70, 71)
     assert store.used == 3 * store.bytes[0]
@@ -634,7 +653,8 @@ def test_a_session_that_begins_with_kept_pages_gives_the_bytes_of_a_whole_one(
     assert decoder.store.used > 0
     for count in (1, 2, 3):
         again = decoder.new_cache(220)
-        again.adopt(decoder.store.find([bytes([i]) for i in range(count)]))
+        again.adopt(decoder.store.find([bytes([i]) for i in range(3)]))
+        again.begin(count)
         assert again.length == count * PAGE
         assert np.array_equal(
             _go_on(decoder, again, tokens[again.length :]), expected[count * 64 :]
@@ -654,6 +674,7 @@ def test_sessions_that_share_pages_do_not_see_what_each_writes_into_them(
     _go_on(decoder, one, tokens[:128])
     pages = [one.page(i) for i in range(2)]
     two.adopt([Prefix(p, NO_HASHES) for p in pages if p is not None])
+    two.begin(2)
     # both go back to the middle of a page that they share
     for cache, rest in ((two, others), (one, tokens)):
         cache.advance(100)

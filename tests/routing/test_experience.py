@@ -134,11 +134,28 @@ async def test_a_prompt_that_was_read_is_remembered_and_forgotten_when_it_was_no
     assert lost == [4]
 
 
-async def test_hops_of_a_chain_keep_no_prefix() -> None:
+async def test_all_hops_of_a_chain_hold_a_prompt_that_they_read() -> None:
     clock = VirtualClock()
     experience = Experience(clock)
     await answer(experience, clock, *HALVES)
-    assert experience.costs(PROMPT, 9, keys=KEYS_OF_PROMPT).held == {}
+    held = experience.costs(PROMPT, 9, keys=KEYS_OF_PROMPT).held
+    assert held == {half.node: 256 for half in HALVES}
+
+
+async def test_what_a_chain_was_spared_says_nothing_of_how_fast_it_reads() -> None:
+    clock = VirtualClock()
+    paces: list[list[float]] = []
+    for pages in (0, 4):
+        experience = Experience(clock)
+        trial = trial_of(experience, *HALVES)
+        trial.opened()
+        trial.spared(pages)
+        await clock.advance(0.001)
+        trial.arrived()
+        paces.append([float(learned(experience, half).row[0]) for half in HALVES])
+    untouched = [float(learned(Experience(clock), half).row[0]) for half in HALVES]
+    assert paces[1] == untouched
+    assert all(fast < pace for fast, pace in zip(paces[0], untouched, strict=True))
 
 
 @pytest.mark.parametrize(

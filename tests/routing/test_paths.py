@@ -248,10 +248,18 @@ def test_a_node_that_holds_the_prefix_is_taken_while_reading_it_costs_more_than_
     assert best([crowded, other], costs_of(prompt=1000, tokens=50, held=held)) == (other,)
 
 
-def test_a_prefix_is_worth_nothing_on_a_node_that_holds_a_part() -> None:
-    part = record(0, 0, 2, row_us=500, step_us=100)
-    costs = costs_of(prompt=1000, held={part.node: 960})
-    assert costs.hops([part], LAYERS) == costs_of(prompt=1000).hops([part], LAYERS)
+def test_the_chain_that_holds_the_prefix_is_taken() -> None:
+    firsts, lasts = (
+        [record(i, *block, row_us=500) for i in ids]
+        for ids, block in (((0, 1), (0, 2)), ((2, 3), (2, 5)))
+    )
+    held = {firsts[1].node: 960, lasts[1].node: 960}
+    nodes = [*firsts, *lasts]
+    assert best(nodes, costs_of(prompt=1000)) == (firsts[0], lasts[0])
+    assert best(nodes, costs_of(prompt=1000, held=held)) == (firsts[1], lasts[1])
+    slow = [record(4, 0, 2, row_us=5000), record(5, 2, 5, row_us=5000)]
+    others = costs_of(prompt=1000, held={node.node: 64 for node in slow})
+    assert best([*nodes, *slow], others) == (firsts[0], lasts[0])
 
 
 def test_a_price_counts_as_much_as_the_client_says() -> None:

@@ -6,7 +6,7 @@ from collections import deque
 
 from unisono.clock import Clock
 from unisono.types import NodeId, SessionId
-from unisono.wire.messages import Rows, Tokens
+from unisono.wire.messages import Pages, Rows, Tokens
 
 EARLY_SECONDS = 5.0
 EARLY_BYTES = 64 << 20
@@ -14,7 +14,7 @@ EARLY_BYTES = 64 << 20
 EARLY_MESSAGES = 4096
 """Of one peer."""
 
-Early = tuple[NodeId, Rows | Tokens, bytes]
+Early = tuple[NodeId, Rows | Pages | Tokens, bytes]
 
 
 class _Peer:

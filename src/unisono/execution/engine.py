@@ -191,7 +191,7 @@ class Engine:
             self.release(cache)
 
     async def adopt(self, cache: SessionCache, keys: Sequence[bytes]) -> list[Prefix]:
-        """Begin a session with pages that earlier ones left under these keys."""
+        """Let a session hold the pages that earlier ones left under these keys; `begin` follows."""
 
         def find() -> list[Prefix]:
             found = self.decoder.store.find(keys)
@@ -202,17 +202,26 @@ class Engine:
 
         return await self._errand(find)
 
+    def begin(self, cache: SessionCache, pages: int) -> None:
+        """Let a session begin behind so many of the pages that it adopted."""
+        self._send(lambda: cache.begin(pages))
+
     def keep(
-        self, cache: SessionCache, keys: Sequence[bytes], hashes: tuple[Sequence[bytes], ...]
+        self,
+        cache: SessionCache,
+        keys: Sequence[bytes],
+        hashes: tuple[Sequence[bytes], ...],
+        rows: Sequence[memoryview] = (),
     ) -> None:
-        """Let a session's complete page outlive it, with the hashes of its rows in and out. It is
-        the last of the pages that `keys` name."""
+        """Let a session's complete page outlive it, with the hashes of its rows in and out and the
+        rows in themselves, if they are given. It is the last of the pages that `keys` name."""
         incoming, outgoing = (tuple(h) for h in hashes)
 
         def hold() -> None:
             pages = cache.page(len(keys) - 1)
             if pages is not None:
-                self.decoder.store.keep(keys, Prefix(pages, (incoming, outgoing)))
+                prefix = Prefix(pages, (incoming, outgoing), tuple(rows))
+                self.decoder.store.keep(keys, prefix)
 
         self._send(hold)
 

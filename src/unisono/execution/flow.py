@@ -19,13 +19,14 @@ from unisono.execution.draft import Drafter, Guess, PastAnswers
 from unisono.execution.engine import DECODE_ROWS, Engine, StepResult
 from unisono.execution.outlet import RowsOutlet, TokensOutlet
 from unisono.execution.pace import MAX_AHEAD, Pace
-from unisono.execution.session import ArrivedRows, HopSession, page_keys
+from unisono.execution.pages import SessionPages, token_names
+from unisono.execution.session import ArrivedRows, HopSession, NamedPages
 from unisono.models.cache import PAGE
 from unisono.models.rows import row_hashes
 from unisono.types import SampledToken
 from unisono.wire.claims import token_hash
 from unisono.wire.ensemble import Given
-from unisono.wire.messages import Rewire, Tokens
+from unisono.wire.messages import Rewire, Spared, Tokens
 
 PREFILL_ROWS = 128
 """Rows of a prompt that are sent on together: the next hop starts while this one goes on."""
@@ -53,7 +54,9 @@ class Flow:
         opened = session.opened
         fresh = opened.resume == 0 and opened.start == opened.prompt
         self._in_step = session.is_last or fresh
-        self._kept = 0
+        self._pages = SessionPages(engine, session)
+        self._asked: int | None = None
+        """The turn of the hop before that waits for an answer about pages."""
 
     async def run(self) -> None:
         """Serve the session until it is cancelled, or the answer of a lone hop is complete."""
@@ -70,6 +73,9 @@ class Flow:
             if isinstance(arrival, Rewire):
                 self._rewired()
             elif isinstance(arrival, ArrivedRows):
+                if self._pages.found:  # the first row says how many of them are begun with
+                    self._pages.begin(arrival.position // PAGE)
+                self._asked = None
                 try:
                     rows = session.usable(arrival)
                 except PeerCheating as error:
@@ -77,6 +83,10 @@ class Flow:
                     continue
                 if rows is not None:
                     await self._compute_paid(rows)
+            elif isinstance(arrival, NamedPages):
+                await self._named(arrival)
+            elif isinstance(arrival, Spared):
+                self._spared(arrival)
             elif isinstance(arrival, Given):
                 self._given(arrival)
 
@@ -103,6 +113,7 @@ class Flow:
         session.record(position, incoming, result.hashes)
         if session.rows_in is not None:
             session.rows_in.put(position, arrived.encoded)
+        self._pages.keep()
         self._emit(position, ids or (0,) * len(incoming), result)
         session.meter.computed(len(session.in_hashes))
         session.progressed()
@@ -142,7 +153,7 @@ class Flow:
             self._sent_at[position - 1] = self._clock.monotonic()
             for token in self._emit(position - len(chunk), chunk, result):
                 position = self._heard(token.token, token.position, position)
-            self._keep()
+            self._pages.keep()
             session.meter.computed(len(session.in_hashes))
             session.progressed()
 
@@ -268,28 +279,46 @@ class Flow:
         session.control.post(session.rewired())
 
     async def _adopt(self) -> int:
-        """Begin with what earlier sessions computed of the same prompt; returns where to go on."""
-        session = self._session
-        keys = session.prefix_keys()
-        if not keys:
-            return 0
-        found = await self._engine.adopt(session.cache, keys)
-        for prefix in found:
-            session.in_hashes += prefix.hashes[0]
-            session.out_hashes += prefix.hashes[1]
-        self._kept = len(found) * PAGE
-        return self._kept
+        """Begin with what earlier sessions computed of the same prompt, as far as all hops have it;
+        returns where to go on."""
+        session, pages = self._session, self._pages
+        if session.opened.resume and not session.is_last:
+            return 0  # the hop behind has rows of this session
+        found = await pages.find(token_names(session.tokens, session.adoptable))
+        outlet = session.outlet
+        if found and isinstance(outlet, RowsOutlet):
+            outlet.ask(pages.onward())
+            while outlet.asking:
+                arrival = await session.inbox.get()
+                if isinstance(arrival, Spared):
+                    if arrival.turn == outlet.turn:
+                        found = min(arrival.pages, found)
+                        break
+                else:
+                    self._take_in(arrival, 0)
+            session.control.post(Spared(session.id, 0, found))
+        return pages.begin(found)
 
-    def _keep(self) -> None:
-        """Keep the pages that were completed, if this hop computes everything from tokens."""
-        session = self._session
-        done = min(len(session.in_hashes), len(session.tokens) - 1)
-        if not session.is_last or done // PAGE <= self._kept // PAGE:
+    async def _named(self, named: NamedPages) -> None:
+        """The hop before would rather not send rows: say which of them are not needed."""
+        session, pages = self._session, self._pages
+        if session.in_hashes:
+            session.give_up_previous(PeerCheating("pages were named after rows had come"))
             return
-        first, last = self._kept // PAGE, done // PAGE
-        keys = page_keys(session.tokens, last)
-        for page in range(first, last):
-            here = slice(page * PAGE, (page + 1) * PAGE)
-            hashes = session.in_hashes[here], session.out_hashes[here]
-            self._engine.keep(session.cache, keys[: page + 1], hashes)
-        self._kept = done
+        found = await pages.find(named.names[: session.adoptable])
+        self._asked = named.turn
+        if found and isinstance(session.outlet, RowsOutlet):
+            session.outlet.ask(pages.onward())
+        else:
+            self._answer(found)
+
+    def _spared(self, spared: Spared) -> None:
+        """The hop behind has so many of the pages that it was asked about."""
+        outlet = self._session.outlet
+        if isinstance(outlet, RowsOutlet) and outlet.asking and spared.turn == outlet.turn:
+            self._answer(min(spared.pages, self._pages.found))
+
+    def _answer(self, pages: int) -> None:
+        turn, self._asked = self._asked, None
+        if turn is not None:
+            self._session.reply(Spared(self._session.id, turn, pages))

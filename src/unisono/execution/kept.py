@@ -97,6 +97,10 @@ class Recorder:
         self._size += size
         self._kept.bytes += size
 
+    def rows(self, start: int, stop: int) -> Encoded | None:
+        """Rows of these positions; None if they are not here."""
+        return self._rows[start:stop] if self._whole and stop <= len(self._rows) else None
+
     def truncate(self, position: int) -> None:
         """Rows from `position` on are void."""
         gone = _size(self._rows[position:])

@@ -8,7 +8,7 @@ from unisono.errors import PeerRefused
 from unisono.types import SampledToken, SessionId
 from unisono.wire.bounds import MAX_DRAFT_ROWS, MAX_ROWS
 from unisono.wire.link import Link
-from unisono.wire.messages import Rows, Tokens
+from unisono.wire.messages import Pages, Rows, Tokens
 from unisono.wire.packing import pack
 from unisono.wire.rows import decode_rows
 
@@ -34,6 +34,10 @@ class RowsOutlet:
         self._cursor = 0
         self._floor = 0
         """What the next hop has for good of rows that this one only computes to catch up."""
+        self._names: bytes | None = None
+        """Of pages that the next hop is asked about, until the first row is known to be due."""
+        self.turn = 0
+        """Of the question that was asked last."""
 
     @property
     def position(self) -> int:
@@ -47,6 +51,7 @@ class RowsOutlet:
 
         They replace what was there from `position` on.
         """
+        self._names = None
         self._truncate(position)
         self._rows += rows
         self._widths += widths
@@ -54,6 +59,27 @@ class RowsOutlet:
         self._bytes += sum(len(row) for row in rows)
         self.pump()
         self._forget()
+
+    @property
+    def asking(self) -> bool:
+        """Whether the next hop's answer is still awaited."""
+        return self._names is not None
+
+    def ask(self, names: bytes) -> None:
+        """Ask the next hop which of the named pages it has. No row was added yet."""
+        self._names = names
+        self._ask()
+
+    def _ask(self) -> None:
+        self.turn += 1
+        if self.link is not None and self._names is not None:
+            self.link.post(Pages(self._session, self.turn), self._names)
+
+    def begin(self, position: int) -> None:
+        """The next hop has what lies before `position`, and no row was added yet."""
+        self._names = None
+        self._first = position
+        self._cursor = max(self._cursor, position)
 
     def _forget(self) -> None:
         """Give up the oldest rows that were sent, if the journal is full."""
@@ -85,6 +111,7 @@ class RowsOutlet:
             )
         self.link, self._cursor = link, position
         self._floor = position if position > self.position else 0
+        self._ask()
         self.pump()
 
     def pump(self) -> None:

@@ -15,28 +15,17 @@ from unisono.errors import PeerCheating, PeerRefused, UnisonoError
 from unisono.execution.credit import Meter
 from unisono.execution.kept import Recorder
 from unisono.execution.outlet import RowsOutlet, TokensOutlet
-from unisono.models.cache import PAGE, REACH_BACK, SessionCache
+from unisono.models.cache import PAGE, REACH_BACK, Prefix, SessionCache
 from unisono.models.decoder import Draw, Rows
-from unisono.types import Q16, Distribution, SampledToken, SessionId, digest, stop_rule
+from unisono.types import Q16, Distribution, SampledToken, SessionId, stop_rule
 from unisono.wire import messages as wire
 from unisono.wire.claims import TAG_BYTES, HopClaim, rows_root, tokens_root
 from unisono.wire.ensemble import Given, Weighed, distribution_hash, distributions_root
 from unisono.wire.identity import Identity
 from unisono.wire.link import Link
-from unisono.wire.messages import Open, Rewire, Rewired, Tokens
+from unisono.wire.messages import Open, Rewire, Rewired, Spared, Tokens
 from unisono.wire.packing import unpack
 from unisono.wire.rows import encode_rows
-
-
-def page_keys(tokens: Sequence[int], count: int) -> list[bytes]:
-    """Keys of the first `count` pages of a sequence of tokens."""
-    keys: list[bytes] = []
-    key = b""
-    for page in range(count):
-        part = np.array(tokens[page * PAGE : (page + 1) * PAGE], dtype="<u4")
-        key = digest("prefix/1", key, part.tobytes())
-        keys.append(key)
-    return keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +70,15 @@ class ArrivedRows:
         )
 
 
-Arrival = ArrivedRows | Tokens | Rewire | Given
+@dataclass(frozen=True, slots=True)
+class NamedPages:
+    """The hop before names pages of rows that it would rather not send."""
+
+    turn: int
+    names: tuple[bytes, ...]
+
+
+Arrival = ArrivedRows | NamedPages | Spared | Tokens | Rewire | Given
 _NO_TOKENS = np.empty(0, dtype=np.int32)
 
 
@@ -110,8 +107,9 @@ class Inbox:
                 return
 
     def forget(self) -> None:
-        """Drop the rows and tokens of the hop before that wait."""
-        self._items = deque(item for item in self._items if isinstance(item, Rewire | Given))
+        """Drop what waits of the hop before."""
+        others = Rewire | Given | Spared
+        self._items = deque(item for item in self._items if isinstance(item, others))
 
     def take(self) -> Arrival | None:
         """The next arrival, if there is one."""
@@ -151,6 +149,8 @@ class HopSession:
         """Hashes of the distributions of the answer's tokens, on the last hop of an ensemble."""
         self.rows_in: Recorder | None = None
         """Keeps what came in, for those who ask later."""
+        self.names: list[bytes] = []
+        """Of the complete pages that later sessions may begin with (`execution.pages`)."""
         self._furthest = 0
         """Positions that were ever computed: the cache reaches back from there."""
         self.inbox = Inbox()
@@ -163,6 +163,8 @@ class HopSession:
         """Called when rows were computed."""
         self.report: Callable[[UnisonoError], None] = lambda error: None
         """Tells the gateway of a failure."""
+        self.reply: Callable[[Spared], None] = lambda spared: None
+        """Sends to the hop before."""
         self.meter = meter or Meter(opened.session, SystemClock())
         """How far this session is paid for."""
         self.tasks: set[asyncio.Task[None]] = set()
@@ -212,8 +214,21 @@ class HopSession:
         self.out_hashes += outgoing
         self._furthest = max(self._furthest, len(self.in_hashes))
 
+    def begin(self, prefixes: Sequence[Prefix], names: Sequence[bytes]) -> None:
+        """Begin behind pages that an earlier session computed of the same rows."""
+        for prefix in prefixes:
+            if self.rows_in is not None:
+                self.rows_in.put(len(self.in_hashes), prefix.rows)
+            self.in_hashes += prefix.hashes[0]
+            self.out_hashes += prefix.hashes[1]
+        self.names[:] = names
+        self._furthest = len(self.in_hashes)
+        if isinstance(self.outlet, RowsOutlet):
+            self.outlet.begin(len(self.in_hashes))
+
     def truncate(self, position: int) -> None:
         """Rows from `position` on are void."""
+        del self.names[position // PAGE :]
         del self.in_hashes[position:], self.out_hashes[position:]
         del self.told[max(0, position - self.opened.prompt + 1) :]
         if self.rows_in is not None:
@@ -282,14 +297,12 @@ class HopSession:
         self.tokens.append(given.token)
         return SampledToken(known, given.token)
 
-    def prefix_keys(self) -> list[bytes]:
-        """Names of the prompt's complete pages, each by all tokens up to its end, if this hop
-        computes everything from tokens that it knows. The last token is never part of one: its
-        row must be computed for the answer to begin."""
-        if not (self.is_first and self.is_last):
-            return []
-        known = self.opened.prompt if self.opened.weigh else len(self.tokens)
-        return page_keys(self.tokens, (known - 1) // PAGE)
+    @property
+    def adoptable(self) -> int:
+        """Complete pages of what was given. The last token is never part of one: its row must be
+        computed for the answer to begin. In an ensemble every row of the answer must."""
+        known = self.opened.prompt if self.opened.weigh else self.opened.start
+        return (known - 1) // PAGE
 
     def usable(self, arrived: ArrivedRows) -> ArrivedRows | None:
         """Those of the rows that are worth computing; None if none are.

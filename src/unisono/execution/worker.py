@@ -23,7 +23,8 @@ from unisono.execution.early import EarlyMessages
 from unisono.execution.engine import Engine
 from unisono.execution.flow import Flow
 from unisono.execution.kept import KeptRows
-from unisono.execution.session import ArrivedRows, HopSession
+from unisono.execution.pages import NAME_BYTES, split_names
+from unisono.execution.session import ArrivedRows, HopSession, NamedPages
 from unisono.execution.signed import SignedClaims
 from unisono.models.cache import PAGE
 from unisono.types import ModelId, NodeId, PeerAddress, SessionId
@@ -41,11 +42,13 @@ from unisono.wire.messages import (
     Multiplex,
     Open,
     Opened,
+    Pages,
     Ping,
     Pong,
     Refused,
     Rewire,
     Rows,
+    Spared,
     Tokens,
 )
 from unisono.wire.payment_messages import Pay
@@ -173,7 +176,7 @@ class Worker:
     def _receive(self, link: Link, message: Message, body: memoryview) -> None:
         if isinstance(message, Open):
             self._open(link, message, bytes(body))
-        elif isinstance(message, Rows | Tokens):
+        elif isinstance(message, Rows | Pages | Tokens):
             session = self._sessions.get(message.session)
             if session is None:  # it may have overtaken the session's `Open`
                 self._early.put(message.session, (link.peer, message, bytes(body)))
@@ -181,6 +184,8 @@ class Worker:
                 self._arrive(session, link.peer, message, body)
         elif isinstance(message, Rewire | Given | Finish | Close):
             self._obey(link, message)
+        elif isinstance(message, Spared):
+            self._hear(link.peer, message)
         elif isinstance(message, Pay) and self._till is not None:
             self._till.take(link, message)
         elif isinstance(message, Refused | Failed):
@@ -277,16 +282,28 @@ class Worker:
         if self._kept is not None and self._layers.start:
             session.rows_in = self._kept.recorder()
         session.report = lambda error: self._report(session, error)
+        session.reply = lambda spared: self._reply(session, spared)
         self._sessions[opened.session] = session
         return session
 
+    def _hear(self, peer: NodeId, message: Spared) -> None:
+        """What the hop behind has of pages; what others say is dropped."""
+        session = self._sessions.get(message.session)
+        if session is not None and session.next is not None and session.next.node == peer:
+            session.inbox.put(message)
+
+    def _reply(self, session: HopSession, spared: Spared) -> None:
+        link = None if session.previous is None else self._links.existing(session.previous)
+        if link is not None:
+            link.post(spared)
+
     def _arrive(
-        self, session: HopSession, peer: NodeId, message: Rows | Tokens, body: memoryview
+        self, session: HopSession, peer: NodeId, message: Rows | Pages | Tokens, body: memoryview
     ) -> None:
-        """Rows or tokens for a session. Those of a peer that is not, or no longer, the hop before
-        are dropped."""
-        wanted = Tokens if session.is_first else Rows
-        if peer != session.previous or type(message) is not wanted:
+        """Rows, names of pages or tokens for a session. Those of a peer that is not, or no longer,
+        the hop before are dropped."""
+        fits = isinstance(message, Tokens) == session.is_first
+        if peer != session.previous or not fits:
             log.info("session %s: %s of %s dropped", session.id[:8], type(message).__name__, peer)
         elif isinstance(message, Rows):
             hidden = self._engine.decoder.config.hidden_size
@@ -302,6 +319,12 @@ class Worker:
                 session.inbox.put(ArrivedRows.of(message, body, hidden))
             except PeerCheating as error:
                 session.give_up_previous(error)
+        elif isinstance(message, Pages):
+            if len(body) % NAME_BYTES or len(body) > NAME_BYTES * session.opened.positions // PAGE:
+                problem = f"{len(body)} bytes of names for {session.opened.positions} positions"
+                session.give_up_previous(PeerCheating(problem))
+            else:
+                session.inbox.put(NamedPages(message.turn, split_names(bytes(body))))
         else:
             session.inbox.put(message)
 

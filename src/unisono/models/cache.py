@@ -23,6 +23,8 @@ from unisono.types import LayerRange
 
 PAGE = 64
 """Positions of a page."""
+PREFIX_ROWS_BYTES = 256 << 20
+"""Of the rows that kept prefixes hold beside their keys and values."""
 REACH_BACK = 64
 """A session may go back this many positions: layers with a window keep what they then see."""
 
@@ -77,6 +79,13 @@ class Prefix:
     pages: tuple[int, ...]
     hashes: tuple[tuple[bytes, ...], tuple[bytes, ...]]
     """Hashes of the rows in and out of its positions, which claims of later sessions sign."""
+    rows: tuple[memoryview, ...] = ()
+    """The encoded rows in, where they are kept for those who ask about a claim."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Memory that its rows take."""
+        return sum(len(row) for row in self.rows)
 
 
 class PageStore:
@@ -96,6 +105,8 @@ class PageStore:
         self._free: list[list[int]] = [[] for _ in self.groups]
         self._holders: list[dict[int, int]] = [{} for _ in self.groups]
         self._prefixes: OrderedDict[bytes, Prefix] = OrderedDict()
+        self._row_bytes = 0
+        """Of all kept prefixes."""
 
     @property
     def limits(self) -> tuple[int, ...]:
@@ -182,7 +193,10 @@ class PageStore:
             for group, page in enumerate(prefix.pages):
                 self.share(group, page)
             self._prefixes[keys[-1]] = prefix
+            self._row_bytes += prefix.row_bytes
         self._renew(keys)
+        while self._row_bytes > PREFIX_ROWS_BYTES:
+            self._give_up(next(iter(self._prefixes)))
 
     def find(self, keys: Sequence[bytes]) -> list[Prefix]:
         """The longest run of kept pages for consecutive keys."""
@@ -211,7 +225,9 @@ class PageStore:
             self._give_up(next(iter(self._prefixes)))
 
     def _give_up(self, key: bytes) -> None:
-        for group, page in enumerate(self._prefixes.pop(key).pages):
+        prefix = self._prefixes.pop(key)
+        self._row_bytes -= prefix.row_bytes
+        for group, page in enumerate(prefix.pages):
             self.release(group, page)
 
 
@@ -240,14 +256,27 @@ class SessionCache:
         return int((self.tables >= 0).sum())
 
     def adopt(self, prefixes: Sequence[Prefix]) -> None:
-        """Begin with kept pages: the session is then as long as they are."""
+        """Hold kept pages; `begin` says how many of them the session begins with."""
         assert self.length == 0
         for i, prefix in enumerate(prefixes):
             for group, page in enumerate(prefix.pages):
                 self.store.share(group, page)
                 self.tables[group, i] = page
         self.length = len(prefixes) * PAGE
+
+    def begin(self, pages: int) -> None:
+        """The session begins behind the first so many adopted pages and gives back the others."""
+        for group, i in zip(*np.nonzero(self.tables >= 0), strict=True):
+            if i >= pages:
+                self._release(int(group), int(i))
+        self.length = min(self.length, pages * PAGE)
         self.drop_unseen()
+        if self._moved_out is not None:
+            self._moved_out = [
+                (group, i, data)
+                for group, i, data in self._moved_out
+                if self._dropped[group] <= i < pages
+            ]
 
     def page(self, index: int) -> tuple[int, ...] | None:
         """The pages of positions `index * PAGE` on, one per group, if all are held."""

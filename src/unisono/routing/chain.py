@@ -35,6 +35,7 @@ from unisono.wire.messages import (
     Refused,
     Rewire,
     Rewired,
+    Spared,
     Tokens,
 )
 from unisono.wire.payment_messages import Due, Held
@@ -132,6 +133,8 @@ class Chain:
         self._tell: Callable[[ChainEvent], None] = self._events.put_nowait
         self.on_tokens: Callable[[int], None] = lambda count: None
         """Told how many new tokens came together."""
+        self.on_spared: Callable[[int], None] = lambda pages: None
+        """Told how many pages of the prompt no hop had to read."""
         self._replies = Replies()
 
     @property
@@ -384,6 +387,10 @@ class Chain:
                 for tab in self._tabs:
                     if tab is not None:
                         tab.heard(len(self._generated))
+        elif isinstance(message, Spared):
+            if index != 0:
+                raise PeerCheating("pages are counted by a hop that is not the first")
+            self.on_spared(message.pages)
         elif isinstance(message, Weighed):
             self._take_weighed(index, message)
         elif isinstance(message, Due | Held):

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unisono.routing.demand import ANY, Demand, price_of
 from unisono.routing.links import Indices, Links, Seconds, Survey
@@ -46,7 +45,7 @@ class Costs:
     tokens: int
     """Tokens of the answer that are expected."""
     held: Mapping[NodeId, int] = field(default_factory=lambda: {})
-    """Tokens of the prompt that nodes with the whole model need not read again."""
+    """Tokens of the prompt that nodes need not read again; in a chain, if all hops hold them."""
     tokens_per_loop: float = 1.0
     """More than one where drafts are checked several at a time."""
     row_bytes: int = ROW_BYTES
@@ -74,6 +73,10 @@ class Costs:
         """Times that something goes around the chain."""
         return max(1.0, self.tokens / self.tokens_per_loop)
 
+    def spared(self, records: Sequence[NodeRecord]) -> Seconds:
+        """Tokens of the prompt that each of these nodes holds."""
+        return _array([min(self.held.get(r.node, 0), self.prompt - 1) for r in records])
+
     def workloads(self, records: Sequence[NodeRecord]) -> Workloads:
         """What these nodes have to do, and how fast they are, as far as is known."""
         judged = self.reputation.judge(records)
@@ -92,20 +95,20 @@ class Costs:
             row=np.where(row > 0, row, PROMPT_ROW_SHARE * step),
             others=_array([self.load.sessions(r) for r in records]),
             queue=_array([r.queue for r in records]),
-            held=_array([min(self.held.get(r.node, 0), self.prompt - 1) for r in records]),
+            held=self.spared(records),
             count=count,
             odds=judged.odds,
             decode_doubt=1 / (1 + judged.decode_samples),
             read_doubt=1 / (1 + judged.read_samples),
         )
 
-    def prefills(self, nodes: Workloads, whole: NDArray[np.bool_] | bool) -> Seconds:
-        """Seconds until each node has read the prompt, after all rows that wait there.
+    def prefills(self, nodes: Workloads, held: Seconds | float) -> Seconds:
+        """Seconds until each node has read the prompt but for the `held` tokens at its beginning,
+        after all rows that wait there.
 
-        `whole` nodes hold the whole model and read only what they do not hold of the prompt.
         While others decode a pass takes 64 rows of prompts at most, and their steps with them.
         """
-        rows = nodes.queue + self.prompt - np.where(whole, nodes.held, 0)
+        rows = nodes.queue + self.prompt - held
         passes = np.ceil(rows / PROMPT_ROWS) * (nodes.others > 0)
         return rows * nodes.row + nodes.step * (1 + passes * crowded(nodes.others - 1))
 
@@ -140,7 +143,7 @@ class Costs:
         """
         nodes = self.workloads(records)
         decoding = self.loops * nodes.step
-        seconds = self.prefills(nodes, nodes.count == layer_count)
+        seconds = self.prefills(nodes, nodes.held)
         seconds += decoding * crowded(nodes.others)
         lost = decoding * SESSION_SHARE + self.prompt * nodes.row
         free = _array([r.terms is None for r in records])
@@ -171,7 +174,7 @@ class Costs:
             loops=self.loops,
             hop=hop + self.opening_trips * links.gateway,
             end=links.gateway / 2,
-            send=(self.loops + self.prompt) * self.row_bytes / rates,
+            send=(self.loops + self.prompt - self.spared(nodes)) * self.row_bytes / rates,
         )
 
 
@@ -188,7 +191,7 @@ class Workloads:
     queue: Seconds
     """Rows that wait."""
     held: Seconds
-    """Tokens of the prompt that a node with the whole model need not read."""
+    """Tokens of the prompt that a node need not read."""
     count: Seconds
     """Layers."""
     odds: Seconds

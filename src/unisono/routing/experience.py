@@ -142,11 +142,17 @@ class Trial:
         self._first = self._last = 0.0
         self._tokens = self._loops = 0
         self._timed = True
+        self._spared = 0
+        """Tokens of the prompt that no hop of a chain read."""
         self._closed = False
 
     def opened(self) -> None:
         """Every hop has opened its session."""
         self._opened = self._experience.clock.monotonic()
+
+    def spared(self, pages: int) -> None:
+        """The chain had so many pages of the prompt, as its first hop says."""
+        self._spared = min(pages * PREFIX_TOKENS, self.costs.prompt - 1)
 
     def arrived(self, tokens: int = 1) -> None:
         """Tokens have come, of one loop around the chain."""
@@ -251,21 +257,23 @@ class Trial:
         links, first, alone = experience.links, self.path[0], len(self.path) == 1
         passing = links.time(None, first) + links.time(self.path[-1], None)
         if not alone:
-            rows = costs.prompt * costs.row_bytes
-            passing += self._loop_links() + sum(rows / links.bandwidth(r) for r in self.path[:-1])
+            size = (costs.prompt - self._spared) * costs.row_bytes
+            passing += self._loop_links() + sum(size / links.bandwidth(r) for r in self.path[:-1])
+            if self._spared:  # the question to all hops, and its way back
+                passing += 2 * self._loop_links()
         taken = max(self._first - self._opened - passing, 0.0)
-        expected = costs.prefills(nodes, False)
+        expected = costs.prefills(nodes, self._spared)
         if alone and nodes.held[0]:
-            if taken > (expected[0] + costs.prefills(nodes, True)[0]) / 2:
+            if taken > (expected[0] + costs.prefills(nodes, nodes.held)[0]) / 2:
                 pages = int(nodes.held[0]) // PREFIX_TOKENS + 1
                 experience.prefixes.lost(first.node, self._keys[:pages])
-        elif costs.prompt >= MEASURED_ROWS:
+        elif costs.prompt - self._spared >= MEASURED_ROWS:
             parts = attributed(taken, expected, nodes.read_doubt)
             paces = nodes.row * parts / expected / nodes.count
             for record, pace in zip(self.path, paces, strict=True):
                 experience.reputation.read(record.node, float(pace))
-        if alone:
-            experience.prefixes.read(first.node, self._keys)
+        for record in self.path:
+            experience.prefixes.read(record.node, self._keys)
 
 
 def attributed(total: float, expected: Seconds, doubts: Seconds) -> Seconds:

@@ -12,7 +12,7 @@ from unisono.types import NodeId, digest
 PREFIX_TOKENS = 64
 """Tokens of a page of keys and values: nodes keep prompts in pieces of this many."""
 MAX_PREFIXES = 65_536
-MAX_HOLDERS = 4
+MAX_HOLDERS = 8
 """Nodes that are remembered per prefix, the latest."""
 KEPT_SECONDS = 600.0
 """How long a node is trusted to have kept pages that nobody asked for."""
@@ -33,7 +33,7 @@ def prefix_keys(tokens: Sequence[int]) -> tuple[bytes, ...]:
 
 
 class Prefixes:
-    """Bounded memory of prompts that nodes holding the whole model have read."""
+    """Bounded memory of prompts that nodes have read: alone, or as hops of a chain."""
 
     def __init__(self, clock: Clock, limit: int = MAX_PREFIXES) -> None:
         self._clock = clock

@@ -348,6 +348,7 @@ class Swarm:
             trial = self.experience.trial(path, costs, positions, keys=keys)
             attempt = Attempt(chain, trial)
             self._chains[chain.session] = chain
+            chain.on_spared = trial.spared
             if weighing is None:  # else a chain waits for others, and its pace says little
                 chain.on_tokens = trial.arrived
             taken = territory.take(path)

@@ -190,6 +190,24 @@ class Rows(MessageBase, frozen=True):
         check(len(self.tokens) in (0, len(self.widths)), "a token for each row, or none")
 
 
+class Pages(MessageBase, frozen=True):
+    """Hop to next hop, before any row: the body names pages of rows that need not be sent if they
+    are there. A name has 32 bytes and stands for all rows up to the end of its page."""
+
+    session: Session
+    turn: Count
+    """The answer names it: names may be sent again, to another hop."""
+
+
+class Spared(MessageBase, frozen=True):
+    """Hop to the hop before: the first `pages` of the pages that were named are here and at all
+    hops that follow. The first hop tells its gateway too."""
+
+    session: Session
+    turn: Count
+    pages: Count
+
+
 class Tokens(MessageBase, frozen=True):
     """The last hop sampled tokens of consecutive positions."""
 
@@ -306,6 +324,8 @@ Message = (
     | Rewire
     | Rewired
     | Rows
+    | Pages
+    | Spared
     | Tokens
     | Close
     | Finish
