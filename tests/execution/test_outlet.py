@@ -306,7 +306,7 @@ def test_the_next_hop_is_asked_again_when_it_was_replaced_until_rows_are_due() -
     outlet.rewire(second, 0)  # type: ignore[arg-type]
     assert outlet.asking
     asked = [link.posted for link in (first, second)]
-    assert [body for (_, body), in asked] == [b"names", b"names"]
+    assert [body for ((_, body),) in asked] == [b"names", b"names"]
     assert asked[0][0][0].turn != asked[1][0][0].turn == outlet.turn
     outlet.begin(128)
     assert not outlet.asking

@@ -21,6 +21,7 @@ from tests.conftest import TinyModels
 from tests.gateway.running import until
 from unisono.compose.gateway import Front, FrontSettings
 from unisono.compose.node_settings import NodeSettings
+from unisono.routing.experience import Trial
 from unisono.types import LayerRange
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -69,7 +70,14 @@ def launched(settings: NodeSettings, conduct: str) -> subprocess.Popen[bytes]:
 
 
 @asynccontextmanager
-async def asked(models: TinyModels, folder: Path, altered: int | None) -> AsyncIterator[Asked]:
+async def asked(
+    models: TinyModels,
+    folder: Path,
+    altered: int | None,
+    prompt: str = "The quick brown fox",
+    times: int = 1,
+) -> AsyncIterator[Asked]:
+    """With the receipt of the last of `times` answers to a prompt."""
     cache = models.store.root
     front = Front(FrontSettings(model=models.gemma.id, port=0, transport="tcp", cache=str(cache)))
     processes: list[subprocess.Popen[bytes]] = []
@@ -93,13 +101,14 @@ async def asked(models: TinyModels, folder: Path, altered: int | None) -> AsyncI
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as http:
             body = {
                 "model": models.gemma.name,
-                "prompt": "The quick brown fox",
+                "prompt": prompt,
                 "seed": 21,
                 "temperature": 1.0,
                 "max_tokens": 16,
             }
-            answer = await http.post("/v1/completions", json=body)
-            assert answer.status_code == 200
+            for _ in range(times):
+                answer = await http.post("/v1/completions", json=body)
+                assert answer.status_code == 200
             name = answer.headers["x-unisono-receipt"]
             await until(lambda: front.receipts is not None)
             receipt = (await http.get(f"/v1/receipts/{name}")).json()
@@ -162,3 +171,25 @@ async def test_honest_nodes_pass_audits_and_win_disputes(
             assert "challenger" in game["message"]
             judged = await network.told("verify", "--evidence", game["transcript"], code=0)
             assert judged["fault"] == game["fault"]
+
+
+async def test_nodes_answer_for_pages_that_they_took_over(
+    tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer covers rows that its session never saw: each hop had them from an earlier one."""
+    spared: list[int] = []
+    monkeypatch.setattr(Trial, "spared", lambda _, pages: spared.append(pages))
+    prompt = "The quick brown fox jumps over the lazy dog. " * 6
+    # what reaches a hop in one piece, while the first link is made, leaves no page of a window
+    async with asked(tiny_models, tmp_path, None, prompt, times=3) as network:
+        assert spared[-1] >= 2
+        assert network.receipt["hops"][1]["positions"] > 64 * spared[-1]
+        await network.told("audit", "--prepare", tiny_models.gemma.id, code=0)
+        where = "--base-url", network.url
+        audit = await network.told("audit", network.path, *where, code=0)
+        assert audit["verdict"] == "VALID"
+        assert all(hop["checks"] for hop in audit["hops"])
+        assert (await network.run("verify", network.path)).returncode == 0
+        nodes = [hop["node"] for hop in network.receipt["hops"]]
+        game = await network.told("dispute", network.path, *where, "--hop", "1", code=1)
+        assert game["fault"]["node"] not in nodes

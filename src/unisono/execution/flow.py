@@ -16,7 +16,7 @@ from math import prod
 from unisono.clock import Clock
 from unisono.errors import PeerCheating, PeerRefused
 from unisono.execution.draft import Drafter, Guess, PastAnswers
-from unisono.execution.engine import DECODE_ROWS, Engine, StepResult
+from unisono.execution.engine import DECODE_ROWS, MAX_ROWS, Engine, StepResult
 from unisono.execution.outlet import RowsOutlet, TokensOutlet
 from unisono.execution.pace import MAX_AHEAD, Pace
 from unisono.execution.pages import SessionPages, token_names
@@ -55,8 +55,8 @@ class Flow:
         fresh = opened.resume == 0 and opened.start == opened.prompt
         self._in_step = session.is_last or fresh
         self._pages = SessionPages(engine, session)
-        self._asked: int | None = None
-        """The turn of the hop before that waits for an answer about pages."""
+        self._asked: NamedPages | None = None
+        """What the hop before waits for an answer to."""
 
     async def run(self) -> None:
         """Serve the session until it is cancelled, or the answer of a lone hop is complete."""
@@ -94,7 +94,8 @@ class Flow:
         """Compute rows as they are paid for."""
         session = self._session
         while True:
-            paid = await session.meter.beyond(rows.position)
+            # what a pass computes at most: it goes on, and is left to others, before the next
+            paid = min(await session.meter.beyond(rows.position), MAX_ROWS)
             await self._compute_rows(rows.first(paid) if paid < rows.count else rows)
             if paid >= rows.count:
                 return
@@ -163,8 +164,8 @@ class Flow:
         known = len(session.tokens)
         if session.ended:  # nothing follows the last token, so that its row is not needed
             return tuple(session.tokens[position : known - 1][:PREFILL_ROWS])
-        # a lone hop has nobody to keep busy: its engine cuts the prompt as it sees fit
-        size = known if session.is_last else PREFILL_ROWS
+        # a lone hop has nobody to keep busy, but pages are left before a window gives them back
+        size = MAX_ROWS if session.is_last else PREFILL_ROWS
         chunk = session.tokens[position : position + size]
         if position + len(chunk) < known or len(chunk) >= DECODE_ROWS:
             return tuple(chunk)
@@ -306,7 +307,7 @@ class Flow:
             session.give_up_previous(PeerCheating("pages were named after rows had come"))
             return
         found = await pages.find(named.names[: session.adoptable])
-        self._asked = named.turn
+        self._asked = named
         if found and isinstance(session.outlet, RowsOutlet):
             session.outlet.ask(pages.onward())
         else:
@@ -319,6 +320,6 @@ class Flow:
             self._answer(min(spared.pages, self._pages.found))
 
     def _answer(self, pages: int) -> None:
-        turn, self._asked = self._asked, None
-        if turn is not None:
-            self._session.reply(Spared(self._session.id, turn, pages))
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            self._session.reply(asked.peer, Spared(self._session.id, asked.turn, pages))

@@ -17,7 +17,7 @@ from unisono.execution.kept import Recorder
 from unisono.execution.outlet import RowsOutlet, TokensOutlet
 from unisono.models.cache import PAGE, REACH_BACK, Prefix, SessionCache
 from unisono.models.decoder import Draw, Rows
-from unisono.types import Q16, Distribution, SampledToken, SessionId, stop_rule
+from unisono.types import Q16, Distribution, NodeId, SampledToken, SessionId, stop_rule
 from unisono.wire import messages as wire
 from unisono.wire.claims import TAG_BYTES, HopClaim, rows_root, tokens_root
 from unisono.wire.ensemble import Given, Weighed, distribution_hash, distributions_root
@@ -74,6 +74,8 @@ class ArrivedRows:
 class NamedPages:
     """The hop before names pages of rows that it would rather not send."""
 
+    peer: NodeId
+    """Who that is, though another may have taken its place by the time of the answer."""
     turn: int
     names: tuple[bytes, ...]
 
@@ -163,8 +165,8 @@ class HopSession:
         """Called when rows were computed."""
         self.report: Callable[[UnisonoError], None] = lambda error: None
         """Tells the gateway of a failure."""
-        self.reply: Callable[[Spared], None] = lambda spared: None
-        """Sends to the hop before."""
+        self.reply: Callable[[NodeId, Spared], None] = lambda node, spared: None
+        """Sends to a hop before."""
         self.meter = meter or Meter(opened.session, SystemClock())
         """How far this session is paid for."""
         self.tasks: set[asyncio.Task[None]] = set()

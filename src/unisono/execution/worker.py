@@ -282,7 +282,7 @@ class Worker:
         if self._kept is not None and self._layers.start:
             session.rows_in = self._kept.recorder()
         session.report = lambda error: self._report(session, error)
-        session.reply = lambda spared: self._reply(session, spared)
+        session.reply = self._reply
         self._sessions[opened.session] = session
         return session
 
@@ -292,8 +292,8 @@ class Worker:
         if session is not None and session.next is not None and session.next.node == peer:
             session.inbox.put(message)
 
-    def _reply(self, session: HopSession, spared: Spared) -> None:
-        link = None if session.previous is None else self._links.existing(session.previous)
+    def _reply(self, node: NodeId, spared: Spared) -> None:
+        link = self._links.existing(node)
         if link is not None:
             link.post(spared)
 
@@ -324,7 +324,7 @@ class Worker:
                 problem = f"{len(body)} bytes of names for {session.opened.positions} positions"
                 session.give_up_previous(PeerCheating(problem))
             else:
-                session.inbox.put(NamedPages(message.turn, split_names(bytes(body))))
+                session.inbox.put(NamedPages(peer, message.turn, split_names(bytes(body))))
         else:
             session.inbox.put(message)
 
