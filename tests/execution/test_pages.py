@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from tests.conftest import TinyModels
 from tests.execution.test_worker import SESSION, between, opened, rows_of
 from tests.routing.test_chain import same
+from tests.routing.test_ensemble import given as given_together
+from tests.routing.test_ensemble import together
 from tests.scenarios.network import (
     SAMPLINGS,
     Answered,
@@ -153,6 +156,22 @@ async def test_the_pages_of_an_answer_serve_the_next_turn(tiny_models: TinyModel
         # of 300 positions; the last 64 may have been guesses for all that the second hop knows
         assert watched.spared == [3]
     same(second, await fresh(model, 3, turn))
+
+
+async def test_the_chains_of_an_ensemble_begin_with_pages_each_of_its_own(
+    tiny_models: TinyModels,
+) -> None:
+    models = tiny_models.llama, tiny_models.gemma
+    request = together(models, prompt=LONG)
+    async with tiny_network(models[0], 2, others=[(models[1], 3)]) as net:
+        watched = Watched(net)
+        first = await given_together(net, request)
+        second = await given_together(net, request)
+        assert watched.spared == [PAGES, PAGES]
+        assert second.tokens == first.tokens
+        for one, two in zip(first.claims, second.claims, strict=True):
+            assert (one.rows_in, one.rows_out) == (two.rows_in, two.rows_out)
+            assert one.distributions == two.distributions
 
 
 async def test_another_gateway_has_the_hits_too(tiny_models: TinyModels) -> None:
@@ -362,6 +381,38 @@ async def test_made_up_rows_of_one_session_are_in_no_page_of_another(
         same(await watched.answer(request), expected)
         same(await watched.answer(request), expected)
         assert watched.spared == [PAGES]
+
+
+async def test_rows_that_were_replaced_are_in_no_name_of_what_followed(
+    tiny_models: TinyModels,
+) -> None:
+    async with tiny_network(tiny_models.llama, 2) as net:
+        node = net.nodes[1]
+        hop = await between(net, 1, tokens_body(*LONG), **ROOM | {"resume": 200})
+        (session,) = node.worker._sessions.values()
+        await hop.send_rows(rows_of(0, 128))
+        await hop.has_computed(128)
+        before = list(session.in_hashes)
+        message, body = rows_of(65, 136)
+        await hop.send_rows((msgspec.structs.replace(message, position=64), body))
+        await hop.has_computed(200)
+        after = list(session.in_hashes)
+        assert before[:64] == after[:64]
+        assert before[64] != after[64]
+        await hop.control.close()
+        await net.idle()
+        found = [
+            await _found(node, row_names(hashes, PAGES))
+            for hashes in (after, before + after[128:200], [bytes(32), *after[1:]])
+        ]
+        assert found == [3, 2, 0]
+
+
+async def _found(node: TinyNode, names: list[bytes]) -> int:
+    cache = node.engine.decoder.new_cache(200)
+    found = await node.engine.adopt(cache, names)
+    node.engine.release(cache)
+    return len(found)
 
 
 async def test_names_count_from_the_hop_before_only_and_come_before_rows(
