@@ -30,6 +30,7 @@ from unisono.execution.kept import KeptRows
 from unisono.execution.outlet import RowsOutlet
 from unisono.execution.pages import row_names, split_names, token_names
 from unisono.execution.worker import Worker
+from unisono.models.cache import layer_groups, page_bytes
 from unisono.models.rows import hash_of
 from unisono.models.store import StoredModel
 from unisono.routing.swarm import Swarm
@@ -550,3 +551,45 @@ async def test_what_overtakes_its_session_is_answered(tiny_models: TinyModels) -
         assert await before.message() == Spared(SESSION, 5, 0)
         await control.close()
         await net.idle()
+
+
+@pytest.mark.parametrize("pages", [7, 14])
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+async def test_sessions_that_share_beginnings_and_too_little_memory_answer_as_if_alone(
+    tiny_models: TinyModels, family: str, pages: int
+) -> None:
+    model: StoredModel = getattr(tiny_models, family)
+    beginnings = LONG[:130], OTHER[:70]
+    prompts = [(*b, *LONG[at : at + 25]) for b in beginnings for at in (7, 50)]
+    requests = [request_for(model, prompt=p, max_tokens=20) for p in (*prompts, LONG)]
+    expected = {r.prompt: await fresh(model, 3, r) for r in requests}
+    config = model.manifest.config
+    blocks = [LayerRange(0, 2), LayerRange(2, 3), LayerRange(3, model.layer_count)]
+    per_page = max(sum(page_bytes(config, g) for g in layer_groups(config, b)) for b in blocks)
+    options = {"kv_bytes": pages * per_page, "overcommit": 100.0}
+    async with tiny_network(model, blocks, **options) as net:
+        watched = Watched(net)
+        for at_once in (5, 2, 3):
+            turns = asyncio.Semaphore(at_once)
+
+            async def answered(request: Any, turns: asyncio.Semaphore = turns) -> Answered:
+                async with turns:
+                    return await net.answer(request)
+
+            for each in await asyncio.gather(*(answered(r) for r in requests)):
+                same_rows(each, expected[each.request.prompt])
+        assert any(watched.spared)
+        await net.idle()
+        for node in net.nodes:
+            store = node.engine.decoder.store
+            await node.engine.adopt(node.engine.decoder.new_cache(1), [])
+            assert store.used == store.kept * sum(store.bytes) <= store.budget
+
+
+def same_rows(found: Answered, expected: Answered) -> None:
+    """The same tokens and, where their blocks end alike, the same rows."""
+    assert found.tokens == expected.tokens
+    ends = {c.layers.stop: (c.rows_out, c.out_tags, c.tokens) for c in expected.claims}
+    for claim in found.claims:
+        if claim.layers.stop in ends:
+            assert (claim.rows_out, claim.out_tags, claim.tokens) == ends[claim.layers.stop]
