@@ -22,7 +22,7 @@ from unisono.errors import PeerCheating
 from unisono.wire.messages import Message
 
 MAGIC = b"UN"
-VERSION = 2
+VERSION = 3
 """Changes with what nodes sign, too: others would see false claims where there is an old form."""
 FRAME_PREFIX = 12
 """Bytes before the header."""
