@@ -22,6 +22,8 @@ EDGES = {
     "values": [127, -127, -128, 1, -1],
     "multipliers": [0, 1, 255, 256, 32767, 32768, 65535],
 }
+NARROW = [(127, 255), (-128, 255), (-127, 258), (7, 4681), (-1, 32767), (1, 1), (0, 65535)]
+"""Values and multipliers whose product two signed bytes hold."""
 
 Drawn = tuple[NDArray[np.int64], NDArray[np.int8], NDArray[np.uint16]]
 
@@ -35,10 +37,29 @@ def _drawn(seed: int, rows: int, outputs: int, inputs: int, kind: str = "any") -
             generator.integers(-128, 128, (outputs, inputs), dtype=np.int8),
             generator.integers(0, 65536, (outputs, groups), dtype=np.uint16),
         )
+    if kind == "narrow":
+        values, multipliers = _narrow(generator, outputs, groups)
+        return generator.choice(EDGES["x"], (rows, inputs)), values, multipliers
     return (
         generator.choice(EDGES["x"], (rows, inputs)),
         generator.choice(EDGES["values"], (outputs, inputs)).astype(np.int8),
         generator.choice(EDGES["multipliers"], (outputs, groups)).astype(np.uint16),
+    )
+
+
+def _narrow(
+    generator: np.random.Generator, outputs: int, groups: int
+) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
+    """Groups of equal products up to 15 bits, times a power of two of each row where it fits."""
+    chosen = np.array(NARROW)[generator.integers(0, len(NARROW), (outputs, groups))]
+    signs = generator.choice([1, -1], (outputs, groups, 32))
+    values = (chosen[..., :1] * signs).clip(-128, 127).reshape(outputs, -1)
+    multipliers = chosen[..., 1]
+    most = multipliers.max(axis=1, keepdims=True)
+    shifts = generator.integers(0, 16, (outputs, 1))
+    return (
+        values.astype(np.int8),
+        np.where(most << shifts <= 65535, multipliers << shifts, multipliers).astype(np.uint16),
     )
 
 
@@ -70,7 +91,7 @@ def test_products_equal_the_specification(
     st.sampled_from(OUTPUTS),
     st.sampled_from(INPUTS),
     st.integers(1, 3),
-    st.sampled_from(["any", "edges"]),
+    st.sampled_from(["any", "edges", "narrow"]),
 )
 def test_products_of_every_shape_are_exact(
     seed: int, rows: int, outputs: int, inputs: int, threads: int, kind: str
@@ -106,6 +127,21 @@ def test_products_are_exact_at_the_extremes_of_every_input() -> None:
                 np.full((1, inputs // 32), multiplier, dtype=np.uint16),
             )
             assert (got == expected).all(), (x, value, multiplier, rows)
+
+
+@pytest.mark.parametrize("shift", [0, 3, 8])
+@pytest.mark.parametrize("value", [127, -128])
+def test_products_are_exact_on_both_sides_of_what_two_bytes_hold(value: int, shift: int) -> None:
+    """One row of a matrix decides: 258 is the last multiplier of 127 with 15 bits, 255 of 128."""
+    generator = np.random.default_rng(shift)
+    for multiplier in (254, 255, 256, 257, 258, 259):
+        values = generator.integers(-127, 128, (40, 96)).astype(np.int8)
+        multipliers = (generator.integers(1, 128, (40, 3)) << shift).astype(np.uint16)
+        if multiplier << shift > 65535:
+            continue
+        values[37, 64:], multipliers[37, 2] = value, multiplier << shift
+        x = generator.choice(EDGES["x"], (20, 96))
+        assert np.array_equal(product(x, values, multipliers), _exact(x, values, multipliers))
 
 
 def test_the_number_of_threads_does_not_change_a_product() -> None:

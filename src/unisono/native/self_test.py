@@ -22,13 +22,14 @@ def self_test(device: str = "cpu") -> None:
     x = np.array([[32767, -32767] * 512, [-32767] * 1024], dtype=np.int64)
     signs = np.array([127, -127] * 512, dtype=np.int8)
     values = np.stack([signs, np.full(1024, 127, dtype=np.int8)])
-    multipliers = np.full((2, 32), 65535, dtype=np.uint16)
-    expected = np.array([[1, 0], [0, -1]], dtype=np.int64) * (32767 * 127 * 65535 * 1024)
+    sums = np.array([[1, 0], [0, -1]], dtype=np.int64) * (32767 * 127 * 1024)
     if device == "cpu" and library.load() is not None:
-        # more rows take another way through the machine
-        many = np.concatenate([x] * 8)
-        for rows, wanted in ((x, expected), (many, np.concatenate([expected] * 8))):
-            _compare(library.kernels(), product(rows, values, multipliers), wanted)
+        # more rows take another way through the machine, and so do small multipliers
+        many, many_sums = np.concatenate([x] * 8), np.concatenate([sums] * 8)
+        for largest in (65535, 258 << 7):
+            multipliers = np.full((2, 32), largest, dtype=np.uint16)
+            for rows, wanted in ((x, sums), (many, many_sums)):
+                _compare(library.kernels(), product(rows, values, multipliers), largest * wanted)
         return
     import torch
 
@@ -36,7 +37,7 @@ def self_test(device: str = "cpu") -> None:
 
     wide = from_numpy(values).to(device, torch.float64) * 65535.0
     got = from_numpy(x).to(device, torch.float64) @ wide.t()
-    _compare("float64", np.asarray(got.to(torch.int64).cpu()), expected)
+    _compare("float64", np.asarray(got.to(torch.int64).cpu()), 65535 * sums)
 
 
 def _compare(name: str, got: np.ndarray, expected: np.ndarray) -> None:

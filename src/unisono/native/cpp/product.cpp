@@ -30,7 +30,36 @@ Matrix::Matrix(Arena& arena, const i8* rows, const u16* scales_in, int n, int k,
             for (int g = 0; g < groups; g++) scale_to[g * BLOCK + j] = scale_from[g];
         }
     }
+#ifdef UNISONO_AMX
+    shifts = static_cast<u8*>(arena.take(size_t(blocks()) * BLOCK));
+    find_shifts(rows, scales_in);
+#endif
 }
+
+#ifdef UNISONO_AMX
+void Matrix::find_shifts(const i8* rows, const u16* scales) {
+    const int groups = inputs / GROUP;
+    for (int n = 0; n < outputs; n++, scales += groups) {
+        int bits = 0, product = 0;
+        for (int g = 0; g < groups; g++, rows += GROUP) {
+            i8 most = 0, least = 0;
+            for (int k = 0; k < GROUP; k++) {
+                most = greater(most, rows[k]);
+                least = lesser(least, rows[k]);
+            }
+            bits |= scales[g];
+            product = greater(product, greater<int>(most, -least) * scales[g]);
+        }
+        const int shift = bits ? lesser(MAX_ROW_SHIFT, __builtin_ctz(bits)) : 0;
+        if (product >> shift >= 1 << 15) {
+            std::memset(shifts, 0, n);
+            return;
+        }
+        shifts[n] = static_cast<u8>(shift);
+    }
+    narrow = true;
+}
+#endif
 
 // --- inputs -----------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ constexpr int TILE_STEP = 64;  // inputs of one product of matrix tiles
 struct Matrix {
     int outputs = 0, inputs = 0;
     i64 exponent = 0;
-    i8* values = nullptr;         // both in an arena
+    i8* values = nullptr;         // in an arena, as what follows
     u16* multipliers = nullptr;   // [outputs / 16][inputs / 32][16]
 
     Matrix() = default;
@@ -35,6 +35,17 @@ struct Matrix {
     i64 multiplier(int output, int input) const {
         return scales(output / BLOCK)[(input / GROUP) * BLOCK + output % BLOCK];
     }
+
+#ifdef UNISONO_AMX
+    // Whether every value times its multiplier has 15 magnitude bits at most once its row's shift,
+    // zeros that all multipliers of the row end with, is taken off. Without: shifts of zero.
+    bool narrow = false;
+    u8* shifts = nullptr;  // [outputs / 16][16]
+
+  private:
+    static constexpr int MAX_ROW_SHIFT = 14;  // times 2^16 a signed factor of 32 bits
+    void find_shifts(const i8* rows, const u16* scales);
+#endif
 };
 
 // Rows of at most 15 magnitude bits in the forms that the kernels read.
