@@ -326,6 +326,17 @@ def test_a_model_of_the_first_version_says_what_to_do_and_is_converted_anew(
     assert store.ensure(str(tiny_models.folders["llama"])).id == copy.id
 
 
+def test_a_source_is_converted_again_where_conversion_has_changed(
+    tiny_models: TinyModels, copy: StoredModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, source = ModelStore(copy.path.parents[1]), str(tiny_models.folders["llama"])
+    assert store.cached(source) is not None
+    monkeypatch.setattr("unisono.models.store.CONVERSION_VERSION", 1)
+    assert store.cached(source) is None
+    assert store.get(copy.id).id == copy.id
+    assert store.ensure(source).id == copy.id
+
+
 @pytest.mark.parametrize(
     "changes",
     [

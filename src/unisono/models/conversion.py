@@ -38,6 +38,7 @@ from unisono.models.quantise import (
     quantise_bias,
     quantise_norm,
     quantise_rows,
+    search_of,
 )
 from unisono.models.safetensors_file import TensorWriter
 from unisono.models.source import ModelSource
@@ -147,10 +148,11 @@ def _store_matrix(
     step = 1 << max(0, (PIECE // shape[1]).bit_length() - 1)
     pieces = [range(i, min(i + step, shape[0])) for i in range(0, shape[0], step)]
     magnitudes = _in_order(pool, lambda rows: largest_magnitude(name, read(rows)), pieces)
-    exponent = matrix_exponent(max(magnitudes))
+    search = search_of(name)
+    exponent = matrix_exponent(max(magnitudes), search)
 
     def stored(rows: range) -> tuple[NDArray[np.int8], NDArray[np.uint16], bytes]:
-        values, multipliers = quantise_rows(read(rows), exponent)
+        values, multipliers = quantise_rows(read(rows), exponent, search)
         return values, multipliers, matrix_leaves(values, multipliers)
 
     def written() -> Iterator[bytes]:

@@ -8,6 +8,7 @@ converts the same file gets the same model id.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,30 @@ from numpy.typing import NDArray
 from unisono.errors import CorruptModel
 from unisono.numerics.tensors import BIAS_BITS, GROUP, WEIGHT_BITS, Matrix, Vector
 
-LEVELS = (127, 126, 124, 121, 120, 117, 112)
-"""Candidates for the integer that stands for a group's largest weight. The one with the
-least squared error is taken: weights that lie on a coarser grid (5-bit and 8-bit GGUF
-types) then come out exact, because some candidate is a multiple of their largest step."""
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What the multipliers of a matrix may be."""
+
+    levels: tuple[int, ...]
+    """Candidates for the integer that stands for a group's largest weight. The one with the
+    least squared error is taken: weights that lie on a coarser grid (GGUF types of up to 5 bits)
+    then come out exact, because some candidate is a multiple of their largest step."""
+    row_bits: int = 0
+    """If not 0: magnitude bits of value times multiplier in the unit of a row, a power of two
+    times that of the matrix."""
+
+    def limit(self, level: int) -> int:
+        """The largest multiplier at a level, in the row's unit."""
+        return ((1 << self.row_bits) - 1) // level if self.row_bits else 65535
+
+
+WIDE = Search((127, 126, 124, 121, 120, 117, 112))
+"""Multipliers of 16 bits, so that 8-bit grids come out exact too."""
+NARROW = Search((127, 126, 125, 124, 123, 121, 120, 119, 117, 112, 16), row_bits=15)
+"""Two bytes hold a weight: matrix tiles then multiply by two digits instead of three
+(`native/cpp/tiles.cpp`). Multipliers have 8 bits at 127 and 11 at 16, the end of the 5-bit grids;
+more levels make up for what that loses."""
 _EXTRA_BITS = 4
 _MAX_EXPONENT = 128
 _BLOCK = 2048
@@ -37,14 +58,20 @@ def largest_magnitude(name: str, weights: NDArray[np.float32]) -> float:
     return _largest(name, weights, "weights")
 
 
-def matrix_exponent(largest: float) -> int:
+def search_of(name: str) -> Search:
+    """Prompts multiply by the matrices of layers. The embedding is the output matrix of many
+    models, where weights cost most accuracy and a prompt needs one row."""
+    return NARROW if name.startswith("layers.") else WIDE
+
+
+def matrix_exponent(largest: float, search: Search) -> int:
     """The exponent of a matrix whose largest magnitude is this: multipliers get 16 bits."""
-    exponent = math.frexp(largest / LEVELS[-1])[1] - 16 if largest else 0
+    exponent = math.frexp(largest / search.levels[-1])[1] - 16 if largest else 0
     return max(-_MAX_EXPONENT, min(_MAX_EXPONENT, exponent))
 
 
 def quantise_rows(
-    rows: NDArray[np.float32], exponent: int
+    rows: NDArray[np.float32], exponent: int, search: Search
 ) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
     """Grouped int8 form of some rows of a matrix with this `matrix_exponent`.
 
@@ -54,49 +81,61 @@ def quantise_rows(
     Returns:
         Values int8 [n, inputs] and multipliers uint16 [n, inputs / 32].
     """
+    shifts = np.repeat(_row_shifts(rows, exponent, search), rows.shape[1] // GROUP)
+    units = np.ldexp(1.0, _EXTRA_BITS - exponent - shifts)
     groups = rows.reshape(-1, GROUP)
     values = np.empty(groups.shape, np.int8)
     multipliers = np.empty(len(groups), np.uint16)
-    unit = 2.0 ** (_EXTRA_BITS - exponent)
     scratch = np.empty((2, GROUP, min(_BLOCK, len(groups))))
     for start in range(0, len(groups), _BLOCK):
         part = groups[start : start + _BLOCK]
         stop = start + len(part)
         # One group per column: numpy then runs along the groups, and not along 32 elements.
         exact, q = scratch[:, :, : len(part)]
-        np.multiply(part.T, unit, out=exact, dtype=np.float64)
+        np.multiply(part.T, units[start:stop], out=exact, dtype=np.float64)
         np.rint(exact, out=exact)
-        multipliers[start:stop] = _quantise_groups(exact, q)
+        steps = _quantise_groups(exact, q, search)
+        multipliers[start:stop] = np.ldexp(steps, shifts[start:stop] - _EXTRA_BITS)
         values[start:stop] = q.T
     return values.reshape(rows.shape), multipliers.reshape(len(rows), rows.shape[1] // GROUP)
 
 
-def _quantise_groups(exact: _Floats, q: _Floats) -> _Floats:
-    """Integers [32, g] → `q` [32, g], overwritten, and the multipliers [g] with the least error."""
+def _row_shifts(rows: NDArray[np.float32], exponent: int, search: Search) -> NDArray[np.int32]:
+    """How far the unit of each row lies above the matrix's: binary orders, [n]."""
+    if not search.row_bits:
+        return np.zeros(len(rows), np.int32)
+    largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    orders = np.frexp(largest.astype(np.float64))[1] - (exponent + search.row_bits)
+    return np.where(largest > 0, orders.clip(0), 0).astype(np.int32)
+
+
+def _quantise_groups(exact: _Floats, q: _Floats, search: Search) -> _Floats:
+    """Integers [32, g] → `q` [32, g], overwritten, and the steps [g] with the least error."""
     largest = np.abs(exact, out=q).max(axis=0)
-    step, error = _step(largest, LEVELS[0]), None
-    for level in LEVELS:
-        candidate = _step(largest, level)
+    step, error = largest, None
+    for level in search.levels:
+        candidate = _step(largest, level, search.limit(level))
         _divide(exact, candidate, largest, q)
         q *= candidate
         np.subtract(exact, q, out=q)
         q *= q
         found = q.sum(axis=0)
         if error is None:
-            error = found
+            step, error = candidate, found
         else:
             step = np.where(found < error, candidate, step)
             error = np.minimum(error, found)
         if not error.any():
             break
     _divide(exact, step, largest, q)
-    return step / (1 << _EXTRA_BITS)
+    return step
 
 
-def _step(largest: _Floats, level: int) -> _Floats:
-    """16 times the multiplier that takes each group's largest magnitude to `level`."""
+def _step(largest: _Floats, level: int, limit: int) -> _Floats:
+    """16 times the multiplier, up to `limit`, that takes each group's largest magnitude to
+    `level`."""
     scale = 1 << _EXTRA_BITS
-    return np.rint(largest / (scale * level)).clip(1, 65535) * scale
+    return np.rint(largest / (scale * level)).clip(1, limit) * scale
 
 
 def _divide(exact: _Floats, step: _Floats, largest: _Floats, q: _Floats) -> None:
@@ -108,13 +147,14 @@ def _divide(exact: _Floats, step: _Floats, largest: _Floats, q: _Floats) -> None
 
 
 def quantise_matrix(name: str, weight: NDArray[np.float32]) -> Matrix:
-    """Grouped int8 form of a float matrix [outputs, inputs].
+    """Grouped int8 form of a float matrix [outputs, inputs], searched as its name says.
 
     Raises:
         CorruptModel: a weight is infinite or not a number; names the tensor.
     """
-    exponent = matrix_exponent(largest_magnitude(name, weight))
-    return Matrix(*quantise_rows(weight, exponent), exponent)
+    search = search_of(name)
+    exponent = matrix_exponent(largest_magnitude(name, weight), search)
+    return Matrix(*quantise_rows(weight, exponent, search), exponent)
 
 
 def quantise_norm(name: str, values: NDArray[np.float32]) -> Vector:

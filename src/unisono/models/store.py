@@ -24,6 +24,10 @@ from unisono.models.manifest import MANIFEST_VERSION, NUMERICS_VERSION, Manifest
 from unisono.numerics import tables
 from unisono.types import ModelId, is_hex
 
+CONVERSION_VERSION = 2
+"""Changes whenever `models.quantise` makes other integers of the same weights: a source is then
+converted again. Models of other versions are as good as before, under their own ids."""
+
 Progress = Callable[[int, int, str], None]
 """Called with (tensors done, tensors in all, tensor name)."""
 
@@ -161,9 +165,8 @@ class ModelStore:
         return stored
 
     def _entry(self, fingerprint: str) -> Path:
-        key = hashlib.sha256(
-            f"{MANIFEST_VERSION}/{NUMERICS_VERSION}/{tables.digest()}/{fingerprint}".encode()
-        ).hexdigest()
+        versions = f"{MANIFEST_VERSION}/{NUMERICS_VERSION}/{CONVERSION_VERSION}"
+        key = hashlib.sha256(f"{versions}/{tables.digest()}/{fingerprint}".encode()).hexdigest()
         return self.root / "sources" / f"{key}.json"
 
 
