@@ -36,11 +36,12 @@ def compared(work: str, rows: int, forms: dict[str, Callable[[], Any]]) -> Row:
     return {"work": work, "rows": rows, **named, "×": times[-1] / times[0]}
 
 
-def products(outputs: int, inputs: int) -> list[Row]:
-    """Matrix products with tiles, with dot products and in torch."""
+def products(outputs: int, inputs: int, largest: int = 255) -> list[Row]:
+    """Matrix products with tiles, with dot products and in torch; of a layer's weights, or with
+    multipliers of 16 bits as the output matrix has them."""
     draw = np.random.default_rng(0)
     values = draw.integers(-127, 128, (outputs, inputs), dtype=np.int8)
-    multipliers = draw.integers(1, 65536, (outputs, inputs // 32), dtype=np.uint16)
+    multipliers = draw.integers(1, largest + 1, (outputs, inputs // 32), dtype=np.uint16)
     on_torch = Matrix.on("cpu", Stored(values, multipliers, 0))
     held = operators.HeldMatrix(values, multipliers)
     lines: list[Row] = []
@@ -59,7 +60,8 @@ def products(outputs: int, inputs: int) -> list[Row]:
             "without tiles": lambda: with_tiles(False),
             "torch": lambda x=x: product(from_numpy(x), on_torch).numpy(),
         }
-        lines.append(compared(f"product {outputs}×{inputs}", rows, forms))
+        bits = largest.bit_length()
+        lines.append(compared(f"product {outputs}×{inputs}, {bits} bits", rows, forms))
     return lines
 
 
@@ -112,4 +114,12 @@ def rows_of_operators() -> list[Row]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    publish("kernels", [*rows_of_operators(), *products(MLP, HIDDEN), *products(HIDDEN, MLP)])
+    publish(
+        "kernels",
+        [
+            *rows_of_operators(),
+            *products(MLP, HIDDEN),
+            *products(HIDDEN, MLP),
+            *products(MLP, HIDDEN, 65535),
+        ],
+    )
