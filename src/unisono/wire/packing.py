@@ -30,14 +30,17 @@ def pack(values: NDArray[np.int64]) -> tuple[int, int, bytes]:
         of low bytes that makes them the fewest.
     """
     flat = np.ascontiguousarray(values, dtype="<i8").reshape(-1)
-    magnitude = np.where(flat < 0, ~flat, flat)
-    counts = [int((magnitude >> (8 * low - 1) != 0).sum()) for low in LOW_BYTES]
-    sizes = [
-        low * flat.size + _APART.itemsize * n for low, n in zip(LOW_BYTES, counts, strict=True)
-    ]
-    best = sizes.index(min(sizes))
-    low, count = LOW_BYTES[best], counts[best]
-    (wide,) = np.nonzero(magnitude >> (8 * low - 1))
+    magnitude = flat ^ (flat >> 63)  # of a negative value one less than its own
+    low, wide = LOW_BYTES[0], magnitude >> (8 * LOW_BYTES[0] - 1)
+    count = int(np.count_nonzero(wide))
+    for more in LOW_BYTES[1:]:
+        if _APART.itemsize * count <= (more - low) * flat.size:
+            break  # a byte more for all takes more than is listed apart
+        fewer = magnitude >> (8 * more - 1)
+        left = int(np.count_nonzero(fewer))
+        if _APART.itemsize * (count - left) > (more - low) * flat.size:
+            low, wide, count = more, fewer, left
+    (wide,) = np.nonzero(wide)
     apart = np.empty(count, dtype=_APART)
     apart["index"], apart["value"] = wide, flat[wide]
     return low, count, flat.view(np.uint8).reshape(-1, 8)[:, :low].tobytes() + apart.tobytes()
@@ -55,10 +58,10 @@ def unpack(body: bytes | memoryview, count: int, low: int, apart: int) -> NDArra
             f"{count} values of {low} low bytes with {apart} apart take {expected} bytes; "
             f"got {len(body)}"
         )
-    whole = np.empty((count, 8), dtype=np.uint8)
-    whole[:, :low] = np.frombuffer(body, np.uint8, low * count).reshape(count, low)
-    whole[:, low:] = np.where(whole[:, low - 1] & 0x80, 0xFF, 0)[:, None]  # the sign
-    values = whole.view("<i8").reshape(count).astype(np.int64, copy=False)
+    whole = np.zeros((count, 8), dtype=np.uint8)
+    whole[:, 8 - low :] = np.frombuffer(body, np.uint8, low * count).reshape(count, low)
+    # shifted down from the top: the sign comes along
+    values = (whole.view("<i8").reshape(count) >> (8 * (8 - low))).astype(np.int64, copy=False)
     if not apart:
         return values
     listed = np.frombuffer(body, _APART, apart, low * count)
