@@ -17,7 +17,7 @@ def chat(
     api_key: o.ApiKey = None,
     nodes: o.Nodes | None = None,
     quorum: o.Quorum = None,
-    transport: o.Transport = o.TransportName.iroh,
+    transport: o.Transport = o.TransportName.tcp,
     max_tokens: o.MaxTokens = 512,
     temperature: o.Temperature = 0.7,
     seed: o.Seed = 0,

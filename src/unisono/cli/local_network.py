@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unisono.errors import ConfigurationError, UnisonoError
+from unisono.garbage import collection_paused
 
 if TYPE_CHECKING:
     from unisono.compose.chain_settings import ChainSettings
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from unisono.compose.node_settings import NodeSettings
     from unisono.models.store import StoredModel
     from unisono.types import PeerAddress
+    from unisono.wire.identity import Identity
+    from unisono.wire.transports.base import Transport
 
 COVERAGE_SECONDS = 60.0
 FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0
@@ -44,7 +47,7 @@ class LocalSettings:
     spare: int = 0
     join: str | None = None
     """Addresses of a network that this one becomes a part of; None: it is one by itself."""
-    transport: str = "iroh"
+    transport: str = "tcp"
     host: str = "127.0.0.1"
     port: int = 0
     bind: str = "127.0.0.1:0"
@@ -87,15 +90,26 @@ class LocalNetwork:
     """Made by `local_network`."""
 
     def __init__(
-        self, settings: LocalSettings, front: Front, say: Say, chain: LocalChain | None = None
+        self,
+        settings: LocalSettings,
+        say: Say,
+        chain: LocalChain | None = None,
+        money: ChainSettings | None = None,
     ) -> None:
         self._settings, self._say = settings, say
-        self.front = front
-        self._chain = chain
+        self._chain, self._money = chain, money
+        self._transport: Transport | None = None
+        self._front: Front | None = None
         self._places: list[_Place] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._starting: asyncio.Future[None] | None = None
         self._closing = False
+
+    @property
+    def front(self) -> Front:
+        """The gateway."""
+        assert self._front is not None
+        return self._front
 
     @property
     def url(self) -> str:
@@ -125,14 +139,24 @@ class LocalNetwork:
         return [(str(place), place.node.pid) for place in self._places if place.node is not None]
 
     async def start(self) -> None:
-        """Bind, start the nodes, load the tokenizer meanwhile, and wait for all layers."""
+        """Bind, start the nodes, load the gateway and its tokenizer meanwhile, and wait for all
+        layers."""
+        with collection_paused(keep=True):
+            await self._start()
+
+    async def _start(self) -> None:
         from unisono.compose.node_settings import NodeSettings
         from unisono.models.devices import available_threads
         from unisono.routing.placement import even_blocks
+        from unisono.wire.identity import Identity
+        from unisono.wire.transports import make_transport
 
         settings = self._settings
         owned = even_blocks(settings.model.layer_count, settings.nodes)
-        address = await self.front.bind()
+        key = _gateway_key(settings.state, self._chain)
+        identity = Identity.load_or_create(key) if key else Identity.generate()
+        self._transport = make_transport(settings.transport, identity, settings.bind)
+        address = await self._transport.bind()
         count = settings.nodes * (settings.copies + len(settings.others))
         threads = settings.threads or max(1, available_threads() // count)
         blocks = [(settings.model, layers) for layers in owned * settings.copies]
@@ -162,7 +186,9 @@ class LocalNetwork:
         owners = [place for place in self._places if not place.spare]
         # Starting a process waits for the fork server's imports: not in this loop's thread.
         self._starting = asyncio.ensure_future(asyncio.to_thread(self._start_all, owners))
-        await self.front.start()
+        # The gateway's libraries take as long to load as a node's weights: only now.
+        self._front = _front(settings, self._money, self._transport, identity)
+        await self._front.start()
         await asyncio.shield(self._starting)
         await self._ready(owners)
         await self.front.wait_for_coverage(COVERAGE_SECONDS)
@@ -204,7 +230,10 @@ class LocalNetwork:
             if node.address is None:
                 node.kill()  # it is still loading, and would finish that first
         await asyncio.gather(*(node.stop() for node in nodes))
-        await self.front.close()
+        if self._front is not None:
+            await self._front.close()
+        elif self._transport is not None:
+            await self._transport.close()
 
     def _start_all(self, places: list[_Place]) -> None:
         from unisono.compose.local import start_node
@@ -286,6 +315,22 @@ def _ending(code: int | None) -> str:
     return f"with exit code {code}"
 
 
+def usual_transport(join: Sequence[str] | None, bind: str) -> str:
+    """How members reach each other unless it is said: as those of the network that is joined do;
+    over TCP where only this machine can dial them, which takes a millisecond less per hop and
+    token (docs/performance.md); else over iroh, which leads out of private networks.
+
+    Raises:
+        ConfigurationError: an address is malformed.
+    """
+    from unisono.compose.node_settings import join_addresses
+    from unisono.wire.transports.addresses import is_loopback
+
+    for address in join_addresses(join):
+        return address.transport
+    return "tcp" if is_loopback(bind) else "iroh"
+
+
 @asynccontextmanager
 async def local_network(settings: LocalSettings, say: Say) -> AsyncGenerator[LocalNetwork]:
     """A running network that covers the model; everything ends with the block.
@@ -295,32 +340,10 @@ async def local_network(settings: LocalSettings, say: Say) -> AsyncGenerator[Loc
     """
     import anyio
 
-    from unisono.compose.gateway import Front, FrontSettings
-
-    state = settings.state
     chain, money = None, None
     if settings.paid:
         chain, money = await _money(settings)
-    front = Front(
-        FrontSettings(
-            model=settings.model.id,
-            also=tuple(other.id for other in settings.others),
-            join=settings.join,
-            host=settings.host,
-            port=settings.port,
-            transport=settings.transport,
-            bind=settings.bind,
-            key=_gateway_key(state, chain),
-            receipts=str(state / "receipts.sqlite") if state else None,
-            api_keys=settings.api_keys,
-            audit_rate=settings.audit_rate,
-            draft=settings.draft,
-            epoch_seconds=settings.epoch_seconds,
-            service_window=settings.service_window,
-            chain=money,
-        )
-    )
-    network = LocalNetwork(settings, front, say, chain)
+    network = LocalNetwork(settings, say, chain, money)
     try:
         await network.start()
         yield network
@@ -329,6 +352,35 @@ async def local_network(settings: LocalSettings, say: Say) -> AsyncGenerator[Loc
             await network.close()
             if chain is not None:
                 await chain.close()
+
+
+def _front(
+    settings: LocalSettings,
+    money: ChainSettings | None,
+    transport: Transport,
+    identity: Identity,
+) -> Front:
+    from unisono.compose.gateway import Front, FrontSettings
+
+    state = settings.state
+    return Front(
+        FrontSettings(
+            model=settings.model.id,
+            also=tuple(other.id for other in settings.others),
+            join=settings.join,
+            host=settings.host,
+            port=settings.port,
+            receipts=str(state / "receipts.sqlite") if state else None,
+            api_keys=settings.api_keys,
+            audit_rate=settings.audit_rate,
+            draft=settings.draft,
+            epoch_seconds=settings.epoch_seconds,
+            service_window=settings.service_window,
+            chain=money,
+        ),
+        transport=transport,
+        identity=identity,
+    )
 
 
 def _gateway_key(state: Path | None, chain: LocalChain | None) -> str | None:

@@ -113,6 +113,14 @@ Device = Annotated[
 Transport = Annotated[
     TransportName, typer.Option("--transport", help="How nodes reach each other.")
 ]
+LocalTransport = Annotated[
+    TransportName | None,
+    typer.Option(
+        "--transport",
+        help="How nodes reach each other; as --join says, else tcp if nobody else can join, or "
+        "iroh.",
+    ),
+]
 AuditRate = Annotated[
     float,
     typer.Option(

@@ -30,7 +30,7 @@ def run(
     max_tokens: o.MaxTokens = 64,
     temperature: o.Temperature = 0.0,
     seed: o.Seed = 0,
-    transport: o.Transport = o.TransportName.iroh,
+    transport: o.Transport = o.TransportName.tcp,
     threads: o.Threads = None,
     guesses: o.Guesses = True,
     as_json: o.Json = False,

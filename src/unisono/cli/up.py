@@ -30,7 +30,7 @@ def up(
         ),
     ] = "127.0.0.1:0",
     model: o.Model = o.DEFAULT_MODEL,
-    transport: o.Transport = o.TransportName.iroh,
+    transport: o.LocalTransport = None,
     threads: o.Threads = None,
     guesses: o.Guesses = True,
     api_key: o.ApiKeys = None,
@@ -76,7 +76,7 @@ def up(
     start_servers()
     import logging
 
-    from unisono.cli.local_network import LocalSettings, running
+    from unisono.cli.local_network import LocalSettings, running, usual_transport
     from unisono.cli.preparation import prepared
     from unisono.cli.terminal import err, note, out
     from unisono.config import state_directory
@@ -87,7 +87,7 @@ def up(
         nodes=nodes,
         spare=spare,
         join=",".join(join) if join else None,
-        transport=transport.value,
+        transport=transport.value if transport else usual_transport(join, bind),
         threads=threads,
         draft=guesses,
         host=host,

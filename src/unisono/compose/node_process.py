@@ -3,9 +3,12 @@
 Nothing here may start a thread: a forked process has only the one that forked it.
 """
 
-from unisono.compose import node as node
-from unisono.numerics import tables
-from unisono.wire.transports import iroh as iroh
-from unisono.wire.transports import tcp as tcp
+from unisono.garbage import collection_paused
 
-tables.digest()
+with collection_paused(keep=True):  # memory that nobody writes to stays shared with the processes
+    from unisono.compose import node as node
+    from unisono.numerics import tables
+    from unisono.wire.transports import iroh as iroh
+    from unisono.wire.transports import tcp as tcp
+
+    tables.digest()

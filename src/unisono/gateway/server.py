@@ -71,7 +71,7 @@ async def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> Gateway
             "port or stop the program that has it"
         ) from error
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="off", server_header=False
+        app, log_config=None, access_log=False, lifespan="off", server_header=False, ws="none"
     )
     server = WebServer(config)
     task = await server.begin(listener)

@@ -18,6 +18,7 @@ from typing import Any, cast
 import msgspec
 
 from unisono.errors import ConfigurationError, CorruptModel, UnsupportedModel
+from unisono.garbage import collection_paused
 from unisono.models.chat import ChatTemplate, flatten, plain_chat
 from unisono.models.tokenizer_model import load_library_tokenizer
 from unisono.models.tokenizer_settings import (
@@ -86,7 +87,8 @@ class Tokenizer:
             if name not in files:
                 raise CorruptModel(f"{where} lacks {name}: convert the model again")
         settings = TokenizerSettings.decoded(files[SETTINGS_FILE], f"{where}/{SETTINGS_FILE}")
-        return cls(files[TOKENIZER_FILE], settings, f"{where}/{TOKENIZER_FILE}")
+        with collection_paused():
+            return cls(files[TOKENIZER_FILE], settings, f"{where}/{TOKENIZER_FILE}")
 
     @cached_property
     def vocabulary_hash(self) -> str:

@@ -70,6 +70,15 @@ def is_own_host(host: str) -> bool:
     return True
 
 
+def is_loopback(address: str) -> bool:
+    """Whether a HOST:PORT to listen on is one that only this machine can dial."""
+    host = split_address(address)[0]
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def relay_address(relay: PeerAddress) -> str:
     """The address of a node that `relay` leads to, by the most public of the relay's own.
 
