@@ -11,19 +11,17 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
 from bench.load import Load, load
 from bench.overhead import served
 from unisono.execution import engine as engine_module
 from unisono.execution.engine import Engine
 from unisono.models.catalog import DEFAULT_MODEL
-from unisono.models.decoder import Draw, make_decoder
+from unisono.models.decoder import GREEDY, make_decoder
 from unisono.models.loading import load_block
 from unisono.models.native_decoder import NativeDecoder
 from unisono.models.store import ModelStore, StoredModel
 from unisono.observe import speed
-from unisono.types import LayerRange, Sampling
+from unisono.types import LayerRange
 from unisono.wire.claims import rows_root, token_hash
 from unisono.wire.identity import Identity
 
@@ -87,7 +85,6 @@ def commitments(made: NativeDecoder, streams: int, on: bool, tokens: int = 64) -
 
 async def _engine_rate(made: NativeDecoder, streams: int, tokens: int, on: bool) -> float:
     engine = Engine(_Borrowed(made))  # type: ignore[arg-type]
-    greedy = Draw(Sampling(), np.zeros(0, dtype=np.int32), 0)
     identity = Identity.generate()
 
     async def stream(number: int) -> None:
@@ -95,7 +92,7 @@ async def _engine_rate(made: NativeDecoder, streams: int, tokens: int, on: bool)
         came, went = list[bytes](), list[bytes]()
         for position in range(tokens):
             incoming = token_hash(token) if on else b""
-            result = await engine.step(cache, position, (token,), (greedy,))
+            result = await engine.step(cache, position, (token,), (GREEDY,))
             came.append(incoming)
             went.extend(result.hashes)
             token = result.tokens[0].token

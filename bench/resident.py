@@ -12,10 +12,9 @@ import numpy as np
 
 from bench.ours import stored
 from unisono.cli.node import parse_layers
-from unisono.models.decoder import Draw, Segment, make_decoder
+from unisono.models.decoder import GREEDY, Segment, make_decoder
 from unisono.models.loading import load_block
 from unisono.observe.machine import resident_bytes
-from unisono.types import Sampling
 
 
 def main() -> None:
@@ -27,9 +26,8 @@ def main() -> None:
     rows = np.ones((256, model.manifest.config.hidden_size), dtype=np.int64)
     rows = decoder.forward(rows, [Segment(cache, 0, 256)])
     if decoder.ends[1]:
-        greedy = Draw(Sampling(), np.zeros(0, dtype=np.int32), 0)
         for row in range(64):
-            decoder.choose(rows, [(row, row + 1, greedy)])
+            decoder.choose(rows, [(row, row + 1, GREEDY)])
     sys.stdout.write(f"{resident_bytes()}\n")
     del node_process
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests.native.exact import exact_product
 from tests.numerics.drawn import long_rows, many, matrices, some, stored_matrix
 from unisono.native.operators import product
 from unisono.numerics import scalar
@@ -63,13 +64,6 @@ def _narrow(
     )
 
 
-def _exact(
-    x: NDArray[np.int64], values: NDArray[np.int8], multipliers: NDArray[np.uint16]
-) -> NDArray[np.int64]:
-    """The product in int64, weight by weight."""
-    return x @ (values.astype(np.int64) * multipliers.astype(np.int64).repeat(32, axis=1)).T
-
-
 @some
 @given(st.data(), st.integers(1, 12), st.integers(1, 18), st.integers(1, 3), st.integers(1, 3))
 def test_products_equal_the_specification(
@@ -93,26 +87,26 @@ def test_products_equal_the_specification(
     st.integers(1, 3),
     st.sampled_from(["any", "edges", "narrow"]),
 )
-def test_products_of_every_shape_are_exact(
+def test_products_of_every_shape_areexact_product(
     seed: int, rows: int, outputs: int, inputs: int, threads: int, kind: str
 ) -> None:
     drawn = _drawn(seed, rows, outputs, inputs, kind)
-    assert np.array_equal(product(*drawn, threads), _exact(*drawn))
+    assert np.array_equal(product(*drawn, threads), exact_product(*drawn))
 
 
 @pytest.mark.parametrize("inputs", [32, 96, 2048])
 def test_every_number_of_rows_gives_the_same_products(inputs: int) -> None:
     x, values, multipliers = _drawn(inputs, 40, 33, inputs)
-    expected = _exact(x, values, multipliers)
+    expected = exact_product(x, values, multipliers)
     for rows in range(1, 41):
         assert np.array_equal(product(x[:rows], values, multipliers), expected[:rows]), rows
 
 
 @pytest.mark.parametrize("rows", [1, 8, 9, 10, 16, 17, 33])
-def test_products_beyond_what_a_tile_sums_at_once_are_exact(rows: int) -> None:
+def test_products_beyond_what_a_tile_sums_at_once_areexact_product(rows: int) -> None:
     for inputs in (16352, 16384, 16416, 32768):
         drawn = _drawn(rows + inputs, rows, 17, inputs, ("any", "edges")[rows % 2])
-        assert np.array_equal(product(*drawn), _exact(*drawn)), inputs
+        assert np.array_equal(product(*drawn), exact_product(*drawn)), inputs
 
 
 def test_products_are_exact_at_the_extremes_of_every_input() -> None:
@@ -141,13 +135,15 @@ def test_products_are_exact_on_both_sides_of_what_two_bytes_hold(value: int, shi
             continue
         values[37, 64:], multipliers[37, 2] = value, multiplier << shift
         x = generator.choice(EDGES["x"], (20, 96))
-        assert np.array_equal(product(x, values, multipliers), _exact(x, values, multipliers))
+        assert np.array_equal(
+            product(x, values, multipliers), exact_product(x, values, multipliers)
+        )
 
 
 def test_the_number_of_threads_does_not_change_a_product() -> None:
     for rows, outputs in ((1, 1), (6, 130), (20, 1000), (3, 16)):
         drawn = _drawn(rows, rows, outputs, 128)
-        expected = _exact(*drawn)
+        expected = exact_product(*drawn)
         for threads in (1, 2, 3, 7):
             assert np.array_equal(product(*drawn, threads), expected), (rows, outputs, threads)
 
@@ -155,7 +151,7 @@ def test_the_number_of_threads_does_not_change_a_product() -> None:
 def test_inputs_that_are_not_contiguous_are_multiplied_as_they_read() -> None:
     for rows in (4, 12):
         x, values, multipliers = _drawn(5, rows, 9, 64)
-        expected = _exact(x, values, multipliers)
+        expected = exact_product(x, values, multipliers)
         turned = np.asfortranarray(x), np.asfortranarray(values), np.asfortranarray(multipliers)
         assert np.array_equal(product(*turned), expected)
         spread = np.zeros((2 * rows, 128), dtype=np.int64)

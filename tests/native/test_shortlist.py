@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests.native.exact import exact_product
 from tests.numerics.drawn import many
 from unisono.native import library
 from unisono.native.operators import HeldMatrix
@@ -16,11 +17,6 @@ OUTPUTS = [1, 15, 16, 17, 33, 160, 1000]
 INPUTS = [32, 64, 96, 640, 8192]
 MULTIPLIERS = [0, 1, 2, 255, 256, 65535]
 Values = NDArray[np.int64]
-
-
-def _exact(x: Values, values: NDArray[np.int8], multipliers: NDArray[np.uint16]) -> Values:
-    """The product in int64, weight by weight."""
-    return x @ (values.astype(np.int64) * multipliers.astype(np.int64).repeat(32, axis=1)).T
 
 
 def _weights(
@@ -78,7 +74,7 @@ def test_the_largest_product_is_found(
     values, multipliers = _weights(generator, outputs, inputs, weights)
     x = _rows(generator, count, inputs, rows)
     found, _ = HeldMatrix(values, multipliers).largest(x, min(learned, count), threads)
-    assert found.tolist() == np.argmax(_exact(x, values, multipliers), axis=1).tolist()
+    assert found.tolist() == np.argmax(exact_product(x, values, multipliers), axis=1).tolist()
 
 
 @pytest.mark.skipif(library.kernels() not in ("vnni", "tiles"), reason="made for these alone")

@@ -218,7 +218,7 @@ def _play(
     from unisono.verification.fraud.hosting import play_before, play_here
     from unisono.wire.identity import Identity
 
-    identity = Identity.load_or_create(key) if key else Identity.generate()
+    identity = Identity.kept_at(key)
     referee = None if arbiter is None else PeerAddress.parse(arbiter)
     model = ModelStore().get(receipt.request.model)
     with err.status("Computing the hop …") as waiting:

@@ -153,8 +153,7 @@ class LocalNetwork:
 
         settings = self._settings
         owned = even_blocks(settings.model.layer_count, settings.nodes)
-        key = _gateway_key(settings.state, self._chain)
-        identity = Identity.load_or_create(key) if key else Identity.generate()
+        identity = Identity.kept_at(_gateway_key(settings.state, self._chain))
         self._transport = make_transport(settings.transport, identity, settings.bind)
         address = await self._transport.bind()
         count = settings.nodes * (settings.copies + len(settings.others))

@@ -127,10 +127,7 @@ class Front:
         clock: Clock | None = None,
     ) -> None:
         self._settings = settings
-        if identity is None:
-            identity = (
-                Identity.load_or_create(settings.key) if settings.key else Identity.generate()
-            )
+        identity = identity or Identity.kept_at(settings.key)
         self.identity = identity
         self._clock = clock or SystemClock()
         relays = join_addresses(settings.relays)

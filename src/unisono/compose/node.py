@@ -80,10 +80,7 @@ class Node:
         computes."""
         self._settings = settings
         self._weights, self._holdings, self._wrap = weights, holdings, wrap
-        if identity is None:
-            identity = (
-                Identity.load_or_create(settings.key) if settings.key else (Identity.generate())
-            )
+        identity = identity or Identity.kept_at(settings.key)
         self.identity = identity
         self._clock = clock or SystemClock()
         relays = join_addresses(settings.relays)

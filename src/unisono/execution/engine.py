@@ -22,9 +22,9 @@ import numpy as np
 from unisono.errors import UnisonoError
 from unisono.execution.pace import PassCost
 from unisono.models.cache import OutOfPages, Prefix, SessionCache
-from unisono.models.decoder import Choice, Decoder, Draw, Rows, Segment
+from unisono.models.decoder import GREEDY, Choice, Decoder, Draw, Rows, Segment
 from unisono.models.rows import row_hashes
-from unisono.types import Distribution, SampledToken, Sampling
+from unisono.types import Distribution, SampledToken
 from unisono.wire.rows import encode_rows
 
 log = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ class Engine:
             for count in WARM_UP_STEPS:
                 draws = ()
                 if self.decoder.ends[1]:  # what a token costs includes the output matrix
-                    draws = (Draw(Sampling(), np.array((), dtype=np.int32), 0),) * count
+                    draws = (GREEDY,) * count
                 await self.step(cache, position, rows[:count], draws)
                 position += count
         finally:

@@ -56,6 +56,10 @@ class Draw:
     """Whether to tell the distribution, and choose nothing."""
 
 
+GREEDY = Draw(Sampling(), np.zeros(0, dtype=np.int32), 0)
+"""The likeliest token, whatever came before."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """A chosen token; log probabilities have 16 fraction bits."""

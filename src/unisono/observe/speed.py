@@ -9,13 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unisono.models.decoder import Decoder, Draw, Segment
-from unisono.types import Sampling
+from unisono.models.decoder import GREEDY, Decoder, Segment
 
 PASS_ROWS = 256
 """Rows of a prompt in one pass, as an engine takes them."""
-
-_GREEDY = Draw(Sampling(), np.zeros(0, dtype=np.int32), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +42,7 @@ def prefill(decoder: Decoder, tokens: int) -> Rate:
         for start in range(0, tokens, PASS_ROWS):
             part = ids[start : start + PASS_ROWS]
             rows = decoder.forward(decoder.embed(part), [Segment(cache, start, len(part))])
-        decoder.choose(rows, [(len(rows) - 1, tokens, _GREEDY)])
+        decoder.choose(rows, [(len(rows) - 1, tokens, GREEDY)])
         return Rate(tokens, time.perf_counter() - started)
     finally:
         cache.close()
@@ -67,7 +64,7 @@ def decode(decoder: Decoder, tokens: int = 128, streams: int = 1, context: int =
             position = context - 1 + step
             segments = [Segment(cache, position, 1) for cache in caches]
             rows = decoder.forward(decoder.embed(last), segments)
-            draws = [(i, position + 1, _GREEDY) for i in range(streams)]
+            draws = [(i, position + 1, GREEDY) for i in range(streams)]
             last = [choice.token for choice in decoder.choose(rows, draws)]
         return Rate(tokens * streams, time.perf_counter() - started)
     finally:

@@ -44,6 +44,12 @@ class Identity:
         return cls(seed)
 
     @classmethod
+    def kept_at(cls, path: Path | str | None) -> Identity:
+        """The identity of a key file (`load_or_create`), or without one a new one that ends with
+        the process."""
+        return cls.load_or_create(path) if path else cls.generate()
+
+    @classmethod
     def load_or_create(cls, path: Path | str) -> Identity:
         """Read the key file at `path`, or make one that only its owner can read.
 

@@ -460,7 +460,7 @@ bool Block::draw_listed(Draw* draws, int n) {
                       draws[m].seed};
     }
     const i64 limit = (i64(1) << LOGIT_BITS) - 1;
-    std::vector<Scored> reached(n);  // the draw whose sum with noise was taken as the least
+    std::vector<i64> reached(n);  // the logit whose sum with noise was taken as the least
     const auto judge = [&](int m, const Shortlist::Known& product, const Shortlist::Known& sum) {
         Shortlist::Least least{EVERYTHING, EVERYTHING};
         for (const Shortlist::Known* known : {&product, &sum}) {
@@ -473,11 +473,11 @@ bool Block::draw_listed(Draw* draws, int n) {
                 const double value = double(known->products[i]);
                 least.product = greater(least.product, value);
                 if (draws[m].is_largest()) continue;
-                const int id = known->first + i;
-                const double heard = value + gumbel(id, draws[m]) / NOISE * choices[m].noise;
+                const i64 noise = gumbel(known->first + i, draws[m]);
+                const double heard = value + noise / NOISE * choices[m].noise;
                 if (heard <= least.sum) continue;
                 least.sum = heard;
-                reached[m] = {scores[i], id};
+                reached[m] = scores[i];
             }
         }
         least.product -= unit(m);
@@ -506,20 +506,9 @@ bool Block::draw_listed(Draw* draws, int n) {
             largest[m].offer(largest[at]);
             heard[m].insert(heard[m].end(), heard[at].begin(), heard[at].end());
         }
-        if (draws[m].is_largest()) {
-            draws[m].token = largest[m].id;
-            complete = complete && largest[m].id >= 0;
-            return;
-        }
-        if (heard[m].empty()) {
-            complete = false;
-            return;
-        }
-        i64 top = heard[m][0].score;
-        for (const Scored& s : heard[m]) top = greater(top, s.score);
-        // else tokens that are quieter than it, but likely enough, were left out
-        complete = complete && drawable(top - reached[m].score, draws[m]);
-        draws[m].token = draw_among(heard[m], draws[m]);
+        draws[m].token = draws[m].is_largest() ? largest[m].id
+                                               : draw_among(heard[m], reached[m], draws[m]);
+        complete = complete && draws[m].token >= 0;
     };
     timed(SAMPLING, [&] {
         for (int m = 0; m < n; m++) settle(m);

@@ -156,10 +156,9 @@ struct Totals {
         odd = _mm512_add_epi64(odd, _mm512_mul_epi32(_mm512_srli_epi64(sums, 32), scale_odd));
     }
     void store(i64* to) const {
-        const __m512i low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
-        const __m512i high = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
-        _mm512_storeu_si512(to, _mm512_permutex2var_epi64(even, low, odd));
-        _mm512_storeu_si512(to + 8, _mm512_permutex2var_epi64(even, high, odd));
+        const Sixteen sums = interleaved(even, odd);
+        _mm512_storeu_si512(to, sums.low);
+        _mm512_storeu_si512(to + 8, sums.high);
     }
 };
 
@@ -290,26 +289,15 @@ void product_range(const NarrowRows& x, const Matrix& w, int from, int to, const
     }
 }
 
-// Tasks of about equal work: enough of them that a thread which the machine took away for a
-// while does not hold up the others.
 constexpr int TASKS_PER_THREAD = 4;
-
-struct Share {
-    int count, size;
-    Share(int blocks, int threads) {
-        size = greater(1, (blocks + threads * TASKS_PER_THREAD - 1) / (threads * TASKS_PER_THREAD));
-        count = (blocks + size - 1) / size;
-    }
-};
 
 }  // namespace
 
 void multiply(Pool& pool, const NarrowRows& x, const Target* targets, int count) {
     int blocks = 0;
     for (int i = 0; i < count; i++) blocks += targets[i].matrix->blocks();
-    const Share share(blocks, pool.size());
-    pool.run(share.count, [&](int task, int thread) {
-        int from = task * share.size, left = lesser(share.size, blocks - from);
+    pool.share(blocks, TASKS_PER_THREAD, [&](int from, int to, int thread) {
+        int left = to - from;
         for (int i = 0; i < count && left > 0; i++) {
             const Matrix& w = *targets[i].matrix;
             if (from >= w.blocks()) {
@@ -326,9 +314,7 @@ void multiply(Pool& pool, const NarrowRows& x, const Target* targets, int count)
 }
 
 void multiply(Pool& pool, const NarrowRows& x, const Matrix& w, const Sink& sink) {
-    const Share share(w.blocks(), pool.size());
-    pool.run(share.count, [&](int task, int thread) {
-        const int from = task * share.size, to = lesser(w.blocks(), from + share.size);
+    pool.share(w.blocks(), TASKS_PER_THREAD, [&](int from, int to, int thread) {
         product_range(x, w, from, to, Output{w, nullptr, 0, &sink, thread});
     });
 }

@@ -133,16 +133,14 @@ i64 gumbel(i64 id, const Draw& d) {
     return round_shift<22>((i64(38) << 38) - log2_fixed(exponential));
 }
 
-bool drawable(i64 distance, const Draw& d) {
-    std::vector<Candidate> kept;
-    keep(kept, 0, distance, d);
-    return !kept.empty() && kept[0].p >= d.min_p << 12;
-}
-
-i64 draw_among(const std::vector<Scored>& likeliest, const Draw& d) {
+i64 draw_among(const std::vector<Scored>& likeliest, i64 reached, const Draw& d) {
+    if (likeliest.empty()) return -1;
     i64 top = likeliest[0].score;
     for (const Scored& s : likeliest) top = greater(top, s.score);
     std::vector<Candidate> kept;
+    keep(kept, 0, top - reached, d);
+    if (kept.empty() || kept[0].p < d.min_p << 12) return -1;
+    kept.clear();
     for (const Scored& s : likeliest) keep(kept, s.id, top - s.score, d);
     return loudest(kept, d);
 }

@@ -57,10 +57,9 @@ inline T philox(T counter, T position, uint64_t seed) {
 
 // Standard Gumbel noise of a token in units of ln 2, 16 fraction bits.
 i64 gumbel(i64 id, const Draw& draw);
-// Whether a token whose logit is `distance` below the largest may be drawn by a draw that is_noisy.
-bool drawable(i64 distance, const Draw& draw);
-// The token of a draw that is_noisy. `likeliest` may leave out tokens that cannot be it.
-i64 draw_among(const std::vector<Scored>& likeliest, const Draw& draw);
+// The token of a draw that is_noisy. `likeliest` has the largest logit and may leave out tokens that
+// are quieter than the one with the logit `reached`: -1 if that one is not likely enough to be drawn.
+i64 draw_among(const std::vector<Scored>& likeliest, i64 reached, const Draw& draw);
 
 // `logits` int64 [vocabulary], 16 fraction bits; altered.
 void choose(i64* logits, int vocabulary, Draw& draw);

@@ -61,8 +61,6 @@ void each_input(const Matrix& w, int b, const Work& work) {
     }
 }
 
-int tasks_of(int blocks, int threads) { return lesser(blocks, threads * TASKS_PER_THREAD); }
-
 }  // namespace
 
 // A row as the copy is multiplied with it.
@@ -74,7 +72,7 @@ struct Shortlist::Query {
 };
 
 bool Shortlist::serves(Pool& pool, const NarrowRows& x, const Matrix& w) {
-    if (x.tiled() || x.rows() > ROWS || w.outputs < OUTPUTS_FROM) return false;
+    if (x.rows() > ROWS || w.outputs < OUTPUTS_FROM) return false;
     if (!built_) learn(x);
     if (pause_ > 0) {
         pause_--;
@@ -105,12 +103,8 @@ void Shortlist::build(Pool& pool, const Matrix& w) {
         digits_ = static_cast<u8*>(arena_.take(size_t(blocks) * BLOCK * inputs_ / 2));
         scales_ = static_cast<float*>(arena_.take(size_t(blocks) * 2 * BLOCK * sizeof(float)));
     }
-    const int tasks = tasks_of(blocks, pool.size());
-    pool.run(tasks, [&](int task, int) {
-        const int stop = static_cast<int>(i64(blocks) * (task + 1) / tasks);
-        for (int b = static_cast<int>(i64(blocks) * task / tasks); b < stop; b++) {
-            build_block(w, b);
-        }
+    pool.share(blocks, TASKS_PER_THREAD, [&](int from, int to, int) {
+        for (int b = from; b < to; b++) build_block(w, b);
     });
     built_ = true;
 }
@@ -287,8 +281,7 @@ struct Candidate {
 
 int Shortlist::search(Pool& pool, const NarrowRows& x, const Matrix& w, const Choice* choices,
                       const Judge& judge, const Sink& sink) {
-    const int rows = x.rows(), blocks = w.blocks(), tasks = tasks_of(blocks, pool.size());
-    const auto begin = [&](int task) { return static_cast<int>(i64(blocks) * task / tasks); };
+    const int rows = x.rows(), blocks = w.blocks();
     std::vector<Query> queries;
     for (int m = 0; m < rows; m++) queries.push_back(prepare(x, m));
     for (auto* v : {&highest_, &loudest_}) {
@@ -299,9 +292,9 @@ int Shortlist::search(Pool& pool, const NarrowRows& x, const Matrix& w, const Ch
     };
     std::vector<Seen> seen(size_t(rows) * pool.size());
 
-    pool.run(tasks, [&](int task, int thread) {
+    pool.share(blocks, TASKS_PER_THREAD, [&](int from, int to, int thread) {
         alignas(64) i32 sums[ROWS * BLOCK];
-        for (int b = begin(task); b < begin(task + 1); b++) {
+        for (int b = from; b < to; b++) {
             switch (rows) {
                 case 1: estimate<1>(queries.data(), b, sums); break;
                 case 2: estimate<2>(queries.data(), b, sums); break;
@@ -355,13 +348,13 @@ int Shortlist::search(Pool& pool, const NarrowRows& x, const Matrix& w, const Ch
     }
 
     std::atomic<int> listed{0};
-    pool.run(tasks, [&](int task, int thread) {
+    pool.share(blocks, TASKS_PER_THREAD, [&](int from, int to, int thread) {
         alignas(64) i64 products[BLOCK];
         int here = 0;
         for (int m = 0; m < rows; m++) {
             const float* highest = highest_.data() + size_t(m) * blocks;
             const float* loudest = loudest_.data() + size_t(m) * blocks;
-            for (int b = begin(task); b < begin(task + 1); b++) {
+            for (int b = from; b < to; b++) {
                 const bool heard = choices[m].noise > 0 && loudest[b] >= quietest[m];
                 if (highest[b] < lowest[m] && !heard) continue;
                 product_block(x, m, w, b, products);

@@ -28,6 +28,16 @@ inline __m512i spread(const u8* four) {
     std::memcpy(&word, four, 4);
     return _mm512_set1_epi32(word);
 }
+
+// Sixteen 64-bit lanes, from those of even and of odd numbers.
+struct Sixteen {
+    __m512i low, high;
+};
+inline Sixteen interleaved(__m512i even, __m512i odd) {
+    const __m512i low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+    const __m512i high = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
+    return {_mm512_permutex2var_epi64(even, low, odd), _mm512_permutex2var_epi64(even, high, odd)};
+}
 #endif
 
 #ifdef UNISONO_AMX

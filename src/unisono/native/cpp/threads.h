@@ -28,6 +28,17 @@ class Pool {
         }, &work);
     }
 
+    // Call work(from, to, thread) for pieces of 0..count, `each` of them per thread: enough that a
+    // thread which the machine took away for a while does not hold up the others.
+    template <class Work>
+    void share(int count, int each, const Work& work) {
+        const int pieces = size() * each, most = (count + pieces - 1) / pieces;
+        run(most ? (count + most - 1) / most : 0, [&](int piece, int thread) {
+            const int from = piece * most, rest = count - from;
+            work(from, from + (most < rest ? most : rest), thread);
+        });
+    }
+
   private:
     using Call = void (*)(const void*, int, int);
     void start(int tasks, Call call, const void* work);

@@ -142,11 +142,10 @@ class Sums {
             even = _mm512_add_epi64(even, _mm512_mul_epi32(sums, factors_[i]));
             odd = _mm512_add_epi64(odd, _mm512_mul_epi32(odd_lanes(sums), odd_lanes(factors_[i])));
         }
-        const __m512i low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
-        const __m512i high = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
+        const Sixteen sums = interleaved(even, odd);
         i64* to = out_ + r * stride_;
-        store(to, _mm512_permutex2var_epi64(even, low, odd));
-        store(to + 8, _mm512_permutex2var_epi64(even, high, odd));
+        store(to, sums.low);
+        store(to + 8, sums.high);
     }
     void store(i64* to, __m512i sums) const {
         if (add_) sums = _mm512_add_epi64(sums, _mm512_loadu_si512(to));
