@@ -33,6 +33,13 @@ def test_an_unknown_flag_is_a_usage_error() -> None:
     assert run("run", "text", "--noodles", "3").exit_code == 2
 
 
+@pytest.mark.parametrize("verb", ["run", "chat", "up"])
+def test_a_network_without_nodes_is_a_usage_error(verb: str) -> None:
+    result = run(verb, "--nodes", "0")
+    assert result.exit_code == 2
+    assert "--nodes" in result.stderr
+
+
 def test_a_bad_join_address_says_what_one_looks_like() -> None:
     assert "TRANSPORT://NODE_ID@HOST:PORT" in the_line(run("node", "--join", "localhost:4433"))
 

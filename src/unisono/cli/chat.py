@@ -15,7 +15,7 @@ def chat(
     base_url: o.BaseUrl = None,
     model: o.Model | None = None,
     api_key: o.ApiKey = None,
-    nodes: o.Nodes | None = None,
+    nodes: o.NodesIfAny = None,
     quorum: o.Quorum = None,
     transport: o.Transport = o.TransportName.tcp,
     max_tokens: o.MaxTokens = 512,

@@ -62,9 +62,9 @@ Relays = Annotated[
         "repeat it for several. Behind NAT one is found without it.",
     ),
 ]
-Nodes = Annotated[
-    int, typer.Option("--nodes", "-n", min=1, help="How many node processes share the model.")
-]
+_NODES = typer.Option("--nodes", "-n", min=1, help="How many node processes share the model.")
+Nodes = Annotated[int, _NODES]
+NodesIfAny = Annotated[int | None, _NODES]
 Quorum = Annotated[
     int | None,
     typer.Option(

@@ -23,7 +23,7 @@ def run(
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", help="The text that the model continues.")
     ],
-    nodes: o.Nodes | None = None,
+    nodes: o.NodesIfAny = None,
     quorum: o.Quorum = None,
     ensemble: o.Ensemble = None,
     model: o.Model = o.DEFAULT_MODEL,
